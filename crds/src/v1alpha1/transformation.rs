@@ -1,0 +1,60 @@
+//! Transformation steps in VRL.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::WorkloadSettings;
+use crate::quantity::HumanDuration;
+
+/// Ordered VRL programs between consumer and exports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TransformationSpec {
+    /// Workload settings of this component.
+    #[serde(flatten)]
+    pub workload: WorkloadSettings,
+    /// Applied in this order to every event.
+    #[serde(default)]
+    pub steps: Vec<TransformationStep>,
+    /// Longest time that all steps together may take for one event; a longer one is an error of the step that was
+    /// running. Default 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time_budget: Option<HumanDuration>,
+}
+
+/// One VRL program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TransformationStep {
+    /// Unique name of the step; in metrics, dead letters and diagnostics.
+    pub name: String,
+    /// What happens to an event on which the program fails at run time. Default DeadLetter.
+    #[serde(default)]
+    pub on_error: OnError,
+    /// The program. Exactly one of `vrl` and `vrlFrom`. It may change the event, or drop it with `abort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vrl: Option<String>,
+    /// Take the program from a ConfigMap in the pipeline's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vrl_from: Option<ConfigMapKeySelector>,
+}
+
+/// A key of a ConfigMap in the namespace of the pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeySelector {
+    /// Name of the ConfigMap.
+    pub config_map: String,
+    /// Key inside the ConfigMap.
+    pub key: String,
+}
+
+/// What happens to an event on which a step fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnError {
+    /// Keep it in the dead-letter topic with the reason; it goes no further.
+    #[default]
+    DeadLetter,
+    /// Pass it on as it was before this step.
+    Pass,
+}

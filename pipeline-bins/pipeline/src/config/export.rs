@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Identity, KafkaConnection, LiveFile, Source};
+
+/// Configuration of `export`: one export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExportConfig {
+    /// Who this is.
+    pub identity: Identity,
+    /// Metrics and health.
+    pub admin: Admin,
+    /// Kafka.
+    pub kafka: KafkaConnection,
+    /// `ingested` or `transformed`.
+    pub source: Source,
+    /// The `dead-letter` topic.
+    pub dead_letter: String,
+    /// VRL expression that yields a boolean; only events for which it is true are delivered.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub where_: Option<String>,
+    /// Where to.
+    pub destination: Destination,
+}
+
+/// Where an export delivers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Destination {
+    /// A ClickHouse table, exactly once.
+    ClickHouse(ClickHouseDestination),
+    /// An HTTP endpoint, at least once.
+    Webhook(WebhookDestination),
+}
+
+/// A ClickHouse table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClickHouseDestination {
+    /// URL of the HTTP interface.
+    pub url: String,
+    /// Database.
+    pub database: String,
+    /// Table, with the columns of [`crate::events::table`].
+    pub table: String,
+    /// When an insert is made.
+    pub block: BlockLimits,
+    /// Time-out of one insert, milliseconds; shorter than the source's `maxPollIntervalMs`.
+    pub insert_timeout_ms: u32,
+    /// Pauses between attempts.
+    pub retry: RetryConfig,
+}
+
+/// When an insert is made: at whichever comes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BlockLimits {
+    /// Most rows.
+    pub max_rows: u32,
+    /// Most bytes, as they are in Kafka.
+    pub max_bytes: u64,
+    /// Longest time that the first event of a block waits, milliseconds.
+    pub max_age_ms: u32,
+}
+
+/// Attempts and the pauses between them, which double from `min` to `max` with jitter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetryConfig {
+    /// Attempts before giving up; absent: never give up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// First pause, milliseconds.
+    pub min_backoff_ms: u64,
+    /// Longest pause, milliseconds.
+    pub max_backoff_ms: u64,
+}
+
+/// An HTTP endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WebhookDestination {
+    /// Where to POST.
+    pub url: String,
+    /// File with the signing key (`whsec_…`), reloaded live; several lines during a rotation, the first is the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key_file: Option<LiveFile>,
+    /// Further request headers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Longest time of one attempt, milliseconds.
+    pub timeout_ms: u32,
+    /// Deliveries under way at once.
+    pub concurrency: u32,
+    /// Attempts and pauses.
+    pub retry: RetryConfig,
+    /// Networks (CIDR) of special addresses that may be reached all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_networks: Vec<String>,
+}

@@ -1,0 +1,6 @@
+//! The events on their way, and the formats in which they lie between components.
+
+pub mod captured;
+pub mod dead_letter;
+pub mod ingested;
+pub mod table;

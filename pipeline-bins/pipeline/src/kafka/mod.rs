@@ -1,0 +1,1 @@
+//! Kafka, as all components use it.

@@ -1,0 +1,8 @@
+//! What the binaries of the data plane share: the events, their configuration, Kafka, VRL, telemetry and life cycle.
+//!
+//! Nothing here talks to Kubernetes. The operator uses [`config`] to render the files that the binaries parse, so that
+//! both sides agree by type.
+
+pub mod config;
+pub mod events;
+pub mod kafka;
