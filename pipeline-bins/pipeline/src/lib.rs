@@ -3,6 +3,12 @@
 //! Nothing here talks to Kubernetes. The operator uses [`config`] to render the files that the binaries parse, so that
 //! both sides agree by type.
 
+pub mod command;
 pub mod config;
 pub mod events;
+pub mod health;
 pub mod kafka;
+pub mod lifecycle;
+pub mod live_file;
+pub mod projects;
+pub mod telemetry;
