@@ -1,1 +1,8 @@
-//! .
+//! What the end-to-end tests share: the running platform, a pipeline of one's own, load, and the truth in Kafka and
+//! ClickHouse.
+
+pub mod cluster;
+pub mod load;
+pub mod pipeline;
+pub mod truth;
+pub mod warehouse;
