@@ -18,6 +18,8 @@ pub struct CaptureConfig {
     pub kafka: KafkaConnection,
     /// The `captured` topic.
     pub topic: String,
+    /// The `dead-letter` topic: bad events whose neighbours in the request are good.
+    pub dead_letter: String,
     /// Projects file, reloaded live.
     pub projects_file: LiveFile,
     /// Bounds on what one pod takes.
