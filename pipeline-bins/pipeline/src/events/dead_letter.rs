@@ -22,6 +22,9 @@ pub mod header {
     pub const SOURCE_PARTITION: &str = "dlq_source_partition";
     /// Offset that it was read at.
     pub const SOURCE_OFFSET: &str = "dlq_source_offset";
+    /// Only on a message that is too large to be one dead letter: `<part>/<parts>`, counted from 1. The values of all
+    /// parts in their order are the original bytes.
+    pub const PART: &str = "dlq_part";
 }
 
 /// Why a message can never succeed.
@@ -57,6 +60,8 @@ pub enum Reason {
     DestinationForbidden,
     /// It is larger than a message may be.
     TooLarge,
+    /// Our own code failed on it.
+    InternalError,
 }
 
 impl Reason {
@@ -78,6 +83,7 @@ impl Reason {
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DestinationForbidden => "destination_forbidden",
             Self::TooLarge => "too_large",
+            Self::InternalError => "internal_error",
         }
     }
 }

@@ -1,4 +1,11 @@
 //! Kafka, as all components use it.
 
 pub mod admin;
+pub mod client;
+mod message;
+pub mod message_size;
+pub mod poll;
 pub mod topic_ids;
+pub mod transact;
+
+pub use message::{Headers, Message};

@@ -1,0 +1,189 @@
+//! How an engine is, for whoever asks from another thread.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::health::Verdict;
+
+/// How an engine is.
+#[derive(Debug)]
+pub struct Status {
+    topic: String,
+    stall_after: Duration,
+    origin: Instant,
+    last_turn_ms: AtomicU64,
+    facts: Mutex<Facts>,
+}
+
+/// What is known. Times are since the engine's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// A producer was initialised at least once, so that brokers, coordinator and permissions are there.
+    pub ready: bool,
+    /// Messages that wait in the partitions of this process; `None` while unknown.
+    pub lag: Option<u64>,
+    /// The last time that a message was committed, or that nothing waited.
+    pub progress_at: Duration,
+    /// What keeps the engine from going on, and since when.
+    pub trouble: Option<(Duration, String)>,
+    /// Partitions that are held, and why.
+    pub held: BTreeMap<i32, String>,
+}
+
+impl Status {
+    pub(super) fn new(topic: String, stall_after: Duration) -> Self {
+        Self {
+            topic,
+            stall_after,
+            origin: Instant::now(),
+            last_turn_ms: AtomicU64::new(0),
+            facts: Mutex::new(Facts::default()),
+        }
+    }
+
+    /// Time since the engine's start.
+    pub(super) fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// The engine's loop has turned.
+    pub(super) fn turn(&self, now: Duration) {
+        self.last_turn_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails when a restart may help: the loop hangs, or messages wait and none is taken although nothing is known to be
+    /// in the way.
+    pub fn liveness(&self) -> Verdict {
+        let last_turn = Duration::from_millis(self.last_turn_ms.load(Ordering::Relaxed));
+        liveness(&self.topic, &self.facts(), self.now(), last_turn, self.stall_after)
+    }
+
+    /// Fails when messages that wait now are not being processed: Kafka was not reached yet, or not any more, a partition
+    /// is held, or the engine stalls.
+    pub fn readiness(&self) -> Verdict {
+        self.liveness()?;
+        readiness(&self.topic, &self.facts(), self.now(), self.stall_after)
+    }
+}
+
+fn liveness(
+    topic: &str,
+    facts: &Facts,
+    now: Duration,
+    last_turn: Duration,
+    stall_after: Duration,
+) -> Verdict {
+    // Calls into librdkafka are bounded, but several of them may follow each other while Kafka is away.
+    let hang_after = (stall_after * 2).max(Duration::from_secs(60));
+    let silence = now.saturating_sub(last_turn);
+    if silence > hang_after {
+        return Err(format!("the engine that reads {topic} has not turned for {} s", silence.as_secs()));
+    }
+    let stalled = now.saturating_sub(facts.progress_at);
+    match facts.lag {
+        Some(lag) if lag > 0 && stalled > stall_after && facts.trouble.is_none() && facts.held.is_empty() => {
+            Err(format!(
+                "{lag} messages wait in {topic} and none was taken for {} s (at most {} s)",
+                stalled.as_secs(),
+                stall_after.as_secs()
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn readiness(topic: &str, facts: &Facts, now: Duration, stall_after: Duration) -> Verdict {
+    if let Some((partition, reason)) = facts.held.first_key_value() {
+        let more = match facts.held.len() - 1 {
+            0 => String::new(),
+            n => format!(" (and {n} more partitions)"),
+        };
+        return Err(format!("partition {partition} of {topic} is held: {reason}{more}"));
+    }
+    if let Some((since, reason)) = &facts.trouble {
+        let time = now.saturating_sub(*since);
+        // Something short, such as an election of a leader, is no reason to say that nothing works.
+        if !facts.ready || time > stall_after {
+            return Err(format!("{topic} is not processed for {} s: {reason}", time.as_secs()));
+        }
+    }
+    if !facts.ready {
+        return Err("Kafka has not been reached yet".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_secs(30);
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn ready() -> Facts {
+        Facts { ready: true, lag: Some(0), ..Facts::default() }
+    }
+
+    fn alive(facts: &Facts, now: u64, turn: u64) -> Verdict {
+        liveness("t", facts, s(now), s(turn), STALL)
+    }
+
+    #[test]
+    fn idle_is_healthy_for_ever() {
+        assert_eq!(alive(&ready(), 10_000, 10_000), Ok(()));
+        assert_eq!(readiness("t", &ready(), s(10_000), STALL), Ok(()));
+    }
+
+    #[test]
+    fn lag_without_progress_is_not_healthy() {
+        let facts = Facts { lag: Some(3), progress_at: s(10), ..ready() };
+        assert_eq!(alive(&facts, 40, 40), Ok(()));
+        assert!(alive(&facts, 41, 41).unwrap_err().contains("3 messages wait"));
+    }
+
+    #[test]
+    fn an_unknown_lag_is_no_stall() {
+        let facts = Facts { lag: None, ..ready() };
+        assert_eq!(alive(&facts, 1000, 1000), Ok(()));
+    }
+
+    #[test]
+    fn a_loop_that_hangs_is_not_healthy() {
+        assert!(alive(&ready(), 100, 30).unwrap_err().contains("not turned"));
+    }
+
+    #[test]
+    fn a_known_trouble_is_told_by_readiness_and_does_not_restart_the_process() {
+        let facts = Facts { lag: Some(3), trouble: Some((s(10), "no broker".into())), ..ready() };
+        assert_eq!(alive(&facts, 1000, 1000), Ok(()));
+        assert_eq!(readiness("t", &facts, s(40), STALL), Ok(()));
+        assert!(readiness("t", &facts, s(41), STALL).unwrap_err().contains("no broker"));
+    }
+
+    #[test]
+    fn a_held_partition_is_not_ready_and_says_why() {
+        let held = [(1, "gone".to_owned()), (4, "gone too".to_owned())].into();
+        let facts = Facts { held, lag: Some(9), ..ready() };
+        assert_eq!(alive(&facts, 1000, 1000), Ok(()));
+        let reason = readiness("t", &facts, s(1), STALL).unwrap_err();
+        assert_eq!(reason, "partition 1 of t is held: gone (and 1 more partitions)");
+    }
+
+    #[test]
+    fn nothing_is_ready_before_kafka_was_reached() {
+        assert!(readiness("t", &Facts::default(), s(1), STALL).is_err());
+    }
+}
