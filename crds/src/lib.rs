@@ -3,9 +3,13 @@
 //! This crate holds types only. It talks to nobody, so that anything that reads or writes the resource can use it.
 //! The YAML of the CustomResourceDefinition is generated from these types (see `src/bin`).
 
+mod crd;
+pub mod generated;
 pub mod quantity;
+mod rules;
 pub mod v1alpha1;
 
+pub use crd::crd;
 pub use v1alpha1::{IngestionPipeline, IngestionPipelineSpec, IngestionPipelineStatus};
 
 /// API group of the resource.

@@ -5,6 +5,8 @@ use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::rules::DURATION_PATTERN;
+
 /// Why a quantity could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{input:?} is not {what}; write for example {example}")]
@@ -13,10 +15,6 @@ pub struct QuantityError {
     what: &'static str,
     example: &'static str,
 }
-
-const DURATION_PATTERN: &str = "^([0-9]+(ms|s|m|h|d))+$";
-const BYTES_PATTERN: &str = "^[0-9]+(k|M|G|Ki|Mi|Gi)?$";
-const COUNT_PATTERN: &str = "^[0-9]+(k|M)?$";
 
 /// A length of time: one or more of `<number><unit>` with the units `ms`, `s`, `m`, `h`, `d` (`1h30m`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,7 +170,16 @@ impl JsonSchema for HumanDuration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": DURATION_PATTERN, "maxLength": 32})
+        json_schema!({
+            "type": "string",
+            "maxLength": 32,
+            "x-kubernetes-validations": [
+                {
+                    "rule": format!("self.matches('{DURATION_PATTERN}')"),
+                    "message": "must be a duration; write for example 500ms, 30s, 12h or 7d",
+                },
+            ]
+        })
     }
 }
 
@@ -184,8 +191,10 @@ enum IntOrString {
     String(String),
 }
 
+// Which texts and numbers are taken is said by a rule on every field (`rules::bytes_between`, `rules::count_between`):
+// kube would drop it if the type had rules of its own.
 macro_rules! int_or_string {
-    ($name:ident, $pattern:ident) => {
+    ($name:ident) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -210,15 +219,15 @@ macro_rules! int_or_string {
                 json_schema!({
                     "x-kubernetes-int-or-string": true,
                     "anyOf": [{"type": "integer"}, {"type": "string"}],
-                    "pattern": $pattern
+                    "maxLength": 12
                 })
             }
         }
     };
 }
 
-int_or_string!(ByteSize, BYTES_PATTERN);
-int_or_string!(Count, COUNT_PATTERN);
+int_or_string!(ByteSize);
+int_or_string!(Count);
 
 #[cfg(test)]
 mod tests {

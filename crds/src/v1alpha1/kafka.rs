@@ -2,22 +2,35 @@
 
 use std::collections::BTreeMap;
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::quantity::HumanDuration;
+use crate::{quantity::HumanDuration, rules::duration_between};
 
 /// The Kafka cluster, and the topics between the components.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "has(self.topicPrefix) == has(oldSelf.topicPrefix) && (!has(self.topicPrefix) || self.topicPrefix == oldSelf.topicPrefix)"
+).message("topicPrefix cannot be set, changed or removed later, because topics and offsets are named by it; keep the old value, or create another pipeline"))]
 pub struct KafkaSpec {
     /// `host:port`, several separated by commas.
+    #[schemars(length(min = 1, max = 2_048))]
+    #[x_kube(validation = Rule::new(
+        r"self.matches('^([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}(,([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5})*$')"
+    ).message("bootstrapServers must be host:port, several separated by commas, for example kafka.streaming:9092"))]
     pub bootstrap_servers: String,
     /// Prefix of topics, consumer groups and transactional ids, so that ACLs can be written before the first start.
     /// Immutable. Default `<namespace>.<name>.`
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-zA-Z0-9._-]+$')").message(
+        "topicPrefix must be letters, digits, '.', '_' and '-', as Kafka allows in topic names, for example shop.web."
+    ))]
     pub topic_prefix: Option<String>,
-    /// `Managed`: the operator creates and keeps the topics. `External`: it checks and reports, and changes nothing.
+    /// `Managed` (default): the operator creates and keeps the topics. `External`: it checks and reports, and changes
+    /// nothing.
     #[serde(default)]
     pub management: Management,
     /// Settings of the topics.
@@ -58,19 +71,37 @@ pub struct StageTopics {
 }
 
 /// Settings of one topic.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.retention) || !has(self.config) || !('retention.ms' in self.config)").message(
+    "retention and config['retention.ms'] say the same thing; remove retention.ms"
+))]
+#[x_kube(validation = Rule::new(
+    "!has(self.config) || !('cleanup.policy' in self.config) || self.config['cleanup.policy'] == 'delete'"
+).message("cleanup.policy must stay delete, because a compacted topic loses events; remove it from config"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.replicationFactor) || !has(self.config) || !('min.insync.replicas' in self.config) || \
+     !self.config['min.insync.replicas'].matches('^[0-9]{1,3}$') || \
+     int(self.config['min.insync.replicas']) <= self.replicationFactor"
+).message("min.insync.replicas above replicationFactor would refuse every write; lower it, or raise replicationFactor"))]
 pub struct TopicSettings {
     /// Number of partitions. May grow (which breaks the order per key once, for what is in flight); never shrinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
     pub partitions: Option<i32>,
     /// Replicas of each partition. Default: the broker's. Used at creation only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10))]
     pub replication_factor: Option<i16>,
     /// How long messages are kept (`retention.ms`), as `12h`, `7d`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = duration_between(60_000, 315_360_000_000, "1m to 3650d"))]
     pub retention: Option<HumanDuration>,
     /// Further topic configuration, by Kafka's own names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z][a-z.]{0,99}$'))").message(
+        "the keys of config must be Kafka's names of topic settings, for example max.message.bytes"
+    ))]
     pub config: Option<BTreeMap<String, String>>,
 }
