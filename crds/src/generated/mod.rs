@@ -1,5 +1,6 @@
 //! The files of the repository that are generated from the API types.
 
+mod chart_readme;
 mod reference;
 
 use std::{
@@ -30,6 +31,8 @@ pub fn files() -> Vec<GeneratedFile> {
             content: chart_template(),
         },
         GeneratedFile { path: "docs/reference/ingestionpipeline.md", content: reference::markdown(&crd()) },
+        GeneratedFile { path: "charts/penstock-crds/README.md", content: chart_readme::CRDS.readme().0 },
+        GeneratedFile { path: "charts/penstock/README.md", content: chart_readme::OPERATOR.readme().0 },
     ]
 }
 
