@@ -1,0 +1,81 @@
+/*
+ * ClickHouse from its library, with the interface of the public server image that our manifests use: data in
+ * /var/lib/clickhouse, HTTP on 8123, SIGTERM ends it. Further arguments are passed to the server.
+ *
+ * The server runs in a child, because process 1 of a container ignores the signals it has no handler for.
+ */
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Seconds that the server has to end before it is killed; its tables survive either. */
+#define PATIENCE 5
+
+static volatile pid_t server;
+
+static void stop(int signal) {
+    (void)signal;
+    if (server > 0) kill(server, SIGTERM);
+    alarm(PATIENCE);
+}
+
+static void kill_server(int signal) {
+    (void)signal;
+    if (server > 0) kill(server, SIGKILL);
+}
+
+static int serve(int extra, char **arguments) {
+    void *library = dlopen("libchdb.so", RTLD_NOW);
+    if (!library) {
+        fprintf(stderr, "clickhouse: %s\n", dlerror());
+        return 1;
+    }
+    void *(*run)(int, char **) = (void *(*)(int, char **))dlsym(library, "query_stable_v2");
+    if (!run) {
+        fprintf(stderr, "clickhouse: %s\n", dlerror());
+        return 1;
+    }
+    char *fixed[] = {
+        "clickhouse", "--path=/var/lib/clickhouse", "--http_port=8123", "--listen_host=0.0.0.0", "--multiquery",
+        "--query=SYSTEM START LISTEN HTTP; SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS "
+        "function_sleep_max_microseconds_per_block=0, max_block_size=1, max_execution_time=0 FORMAT Null",
+    };
+    int count = sizeof fixed / sizeof *fixed;
+    char **all = calloc(count + extra + 1, sizeof *all);
+    if (!all) return 1;
+    memcpy(all, fixed, sizeof fixed);
+    memcpy(all + count, arguments, extra * sizeof *all);
+    run(count + extra, all);
+    fprintf(stderr, "clickhouse: the server has ended by itself\n");
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    struct sigaction on_term = {.sa_handler = stop}, on_alarm = {.sa_handler = kill_server};
+    sigaction(SIGTERM, &on_term, 0);
+    sigaction(SIGINT, &on_term, 0);
+    sigaction(SIGALRM, &on_alarm, 0);
+    server = fork();
+    if (server < 0) {
+        perror("clickhouse: fork");
+        return 1;
+    }
+    if (server == 0) {
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGINT, SIG_DFL);
+        signal(SIGALRM, SIG_DFL);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        return serve(argc - 1, argv + 1);
+    }
+    int status = 0;
+    for (;;) {
+        pid_t ended = wait(&status);
+        if (ended == server) break;
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
