@@ -1,0 +1,566 @@
+//! Every transition, and every point at which an owner can be lost.
+
+use super::*;
+
+const TOPIC: &str = "topic-1";
+const NOW: i64 = 1000;
+
+fn range(start: i64, end: i64) -> OffsetRange {
+    OffsetRange::new(start, end).unwrap()
+}
+
+fn plan(start: i64, end: i64) -> Plan {
+    Plan { topic_id: TOPIC.into(), range: range(start, end), made_at_ms: NOW }
+}
+
+fn settled() -> Metadata {
+    Metadata::Settled { topic_id: TOPIC.into() }
+}
+
+fn sealed(start: i64, end: i64) -> Input {
+    Input::Sealed(Sealed { range: range(start, end), rows: 3 })
+}
+
+fn found(present: u32, missing: u32) -> Input {
+    Input::ReadBack(Found { present, missing })
+}
+
+fn assignment(committed: Option<(i64, Metadata)>) -> Assignment {
+    Assignment {
+        epoch: Epoch(7),
+        topic_id: TOPIC.into(),
+        committed: committed.map(|(offset, metadata)| Committed { offset, metadata }),
+        log_start: 5,
+        log_end: 100,
+        start_at: StartAt::LogStart,
+    }
+}
+
+fn commit_plan(start: i64, end: i64) -> Action {
+    Action::Commit { offset: start, metadata: Metadata::Planned(plan(start, end)) }
+}
+
+fn commit_end(offset: i64) -> Action {
+    Action::Commit { offset, metadata: settled() }
+}
+
+fn insert(start: i64, end: i64, content: Content, token: Token) -> Action {
+    Action::Insert { plan: plan(start, end), content, token }
+}
+
+fn read_back(start: i64, end: i64) -> Action {
+    Action::ReadBack { plan: plan(start, end), allow_folded: false }
+}
+
+/// Feeds inputs one by one and compares the action after each.
+fn walk(partition: &mut Partition, steps: impl IntoIterator<Item = (Input, Action)>) {
+    for (number, (input, action)) in steps.into_iter().enumerate() {
+        let shown = format!("step {number}: {input:?}");
+        assert_eq!(partition.on(Epoch(7), input, NOW), action, "{shown}");
+    }
+}
+
+/// A partition at offset 10 whose first block has been verified and is done: the next blocks are inserted without a
+/// read-back.
+fn trusted() -> Partition {
+    let (mut partition, action) = Partition::assign(assignment(Some((9, settled()))));
+    assert_eq!(action, Action::Collect);
+    walk(
+        &mut partition,
+        [
+            (sealed(9, 10), commit_plan(9, 10)),
+            (Input::Committed, read_back(9, 10)),
+            (found(0, 3), insert(9, 10, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(10)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+    partition
+}
+
+// --- assignment -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_committed_begins_where_the_configuration_says_and_writes_it_down() {
+    for (start_at, offset) in [(StartAt::LogStart, 5), (StartAt::LogEnd, 100)] {
+        let (mut partition, action) = Partition::assign(Assignment { start_at, ..assignment(None) });
+        assert_eq!(action, commit_end(offset));
+        assert_eq!(partition.committed(), offset);
+        walk(&mut partition, [(Input::Committed, Action::Collect)]);
+    }
+}
+
+#[test]
+fn a_committed_offset_without_a_plan_is_collected_from() {
+    for metadata in [settled(), Metadata::Foreign] {
+        let (partition, action) = Partition::assign(assignment(Some((10, metadata))));
+        assert_eq!((partition.committed(), action), (10, Action::Collect));
+    }
+    let (_, at_the_end) = Partition::assign(assignment(Some((100, settled()))));
+    assert_eq!(at_the_end, Action::Collect);
+    let (_, at_the_start) = Partition::assign(assignment(Some((5, settled()))));
+    assert_eq!(at_the_start, Action::Collect);
+}
+
+#[test]
+fn an_offset_outside_of_the_log_is_held() {
+    let planned_past_the_end = Metadata::Planned(plan(90, 101));
+    for (offset, metadata, named) in
+        [(4, settled(), 4), (101, settled(), 101), (90, planned_past_the_end, 101), (4, Metadata::Foreign, 4)]
+    {
+        let (partition, action) = Partition::assign(assignment(Some((offset, metadata))));
+        let reason = HoldReason::OutOfRange { offset: named, log_start: 5, log_end: 100 };
+        assert_eq!(action, Action::Hold(reason.clone()));
+        assert_eq!(partition.held(), Some(&reason));
+    }
+}
+
+#[test]
+fn offsets_of_another_topic_of_the_same_name_are_held() {
+    let other = Metadata::Settled { topic_id: "topic-0".into() };
+    let planned = Metadata::Planned(Plan { topic_id: "topic-0".into(), ..plan(10, 20) });
+    for metadata in [other, planned] {
+        let (_, action) = Partition::assign(assignment(Some((10, metadata))));
+        let reason =
+            HoldReason::TopicRecreated { committed: "topic-0".into(), current: TOPIC.into() };
+        assert_eq!(action, Action::Hold(reason));
+    }
+}
+
+#[test]
+fn metadata_of_another_version_or_of_another_offset_is_held() {
+    for metadata in [Metadata::Unreadable, Metadata::Planned(plan(11, 20))] {
+        let (_, action) = Partition::assign(assignment(Some((10, metadata))));
+        assert_eq!(action, Action::Hold(HoldReason::UnreadableMetadata));
+    }
+}
+
+// --- the plain way --------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_trusted_partition_plans_inserts_and_moves() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(20)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+    assert_eq!(partition.committed(), 20);
+    assert!(!partition.is_busy());
+}
+
+#[test]
+fn the_next_block_is_planned_in_the_commit_that_moves_past_the_last() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (sealed(20, 30), Action::Nothing),
+            (Input::Inserted, commit_plan(20, 30)),
+            (Input::Committed, insert(20, 30, Content::Whole, Token::Block)),
+        ],
+    );
+    assert_eq!(partition.committed(), 20);
+}
+
+#[test]
+fn only_one_block_waits_behind_the_one_under_way() {
+    let mut partition = trusted();
+    assert!(partition.takes_blocks());
+    walk(&mut partition, [(sealed(10, 20), commit_plan(10, 20))]);
+    assert!(partition.takes_blocks());
+    walk(&mut partition, [(sealed(20, 30), Action::Nothing)]);
+    assert!(!partition.takes_blocks());
+}
+
+#[test]
+fn a_range_without_rows_moves_without_a_plan() {
+    let mut partition = trusted();
+    let empty = Input::Sealed(Sealed { range: range(10, 20), rows: 0 });
+    walk(&mut partition, [(empty, commit_end(20)), (Input::Committed, Action::Collect)]);
+}
+
+#[test]
+fn a_range_without_rows_behind_a_block_moves_past_both() {
+    let mut partition = trusted();
+    let empty = Input::Sealed(Sealed { range: range(20, 30), rows: 0 });
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (empty, Action::Nothing),
+            (Input::Inserted, commit_end(30)),
+        ],
+    );
+}
+
+#[test]
+fn an_idle_partition_moves_over_transaction_markers_and_only_forward() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (Input::EndOfPartition { position: 10 }, Action::Nothing),
+            (Input::EndOfPartition { position: 9 }, Action::Nothing),
+            (Input::EndOfPartition { position: 12 }, commit_end(12)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+}
+
+#[test]
+fn the_end_of_the_partition_moves_nothing_while_a_block_is_under_way() {
+    let mut partition = trusted();
+    let end = || (Input::EndOfPartition { position: 50 }, Action::Nothing);
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            end(),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            end(),
+            (Input::InsertUnclear, Action::Pause { failures: 1 }),
+            end(),
+            (Input::Elapsed, read_back(10, 20)),
+            end(),
+        ],
+    );
+}
+
+// --- failures -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_failed_commit_is_repeated_as_it_was_and_nothing_is_inserted_before_it_succeeds() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::CommitFailed, Action::Pause { failures: 1 }),
+            (Input::Elapsed, commit_plan(10, 20)),
+            (Input::CommitFailed, Action::Pause { failures: 2 }),
+            (Input::Elapsed, commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(20)),
+            (Input::CommitFailed, Action::Pause { failures: 1 }),
+            (Input::Elapsed, commit_end(20)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+}
+
+#[test]
+fn after_an_unclear_insert_the_table_decides() {
+    let mut all_there = trusted();
+    let unclear = [
+        (sealed(10, 20), commit_plan(10, 20)),
+        (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+        (Input::InsertUnclear, Action::Pause { failures: 1 }),
+        (Input::Elapsed, read_back(10, 20)),
+    ];
+    walk(&mut all_there, unclear);
+    let (mut nothing_there, mut part_there) = (all_there.clone(), all_there.clone());
+
+    walk(&mut all_there, [(found(3, 0), commit_end(20)), (Input::Committed, Action::Collect)]);
+
+    // The same block under the same token: should the first attempt still arrive, the server keeps one of them.
+    walk(
+        &mut nothing_there,
+        [
+            (found(0, 3), insert(10, 20, Content::Whole, Token::Block)),
+            (Input::Inserted, read_back(10, 20)),
+            (found(3, 0), commit_end(20)),
+        ],
+    );
+
+    walk(
+        &mut part_there,
+        [
+            (found(1, 2), insert(10, 20, Content::Missing, Token::Repair(1))),
+            (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(3, 0), commit_end(20)),
+        ],
+    );
+}
+
+#[test]
+fn an_acknowledged_token_without_rows_is_repaired_under_another() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (Input::InsertUnclear, Action::Pause { failures: 1 }),
+            (Input::Elapsed, read_back(10, 20)),
+            (found(0, 3), insert(10, 20, Content::Whole, Token::Block)),
+            (Input::Inserted, read_back(10, 20)),
+            (found(0, 3), insert(10, 20, Content::Missing, Token::Repair(1))),
+            (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(0, 3), insert(10, 20, Content::Missing, Token::Repair(2))),
+            (Input::InsertUnclear, Action::Pause { failures: 2 }),
+            (Input::Elapsed, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(1, 2), insert(10, 20, Content::Missing, Token::Repair(2))),
+        ],
+    );
+}
+
+#[test]
+fn a_failed_read_back_is_repeated_and_decides_nothing() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (Input::InsertUnclear, Action::Pause { failures: 1 }),
+            (Input::Elapsed, read_back(10, 20)),
+            (Input::ReadBackFailed, Action::Pause { failures: 2 }),
+            (Input::Elapsed, read_back(10, 20)),
+            (Input::ReadBackFailed, Action::Pause { failures: 3 }),
+            (Input::Elapsed, read_back(10, 20)),
+        ],
+    );
+}
+
+// --- take-over: an owner lost at each point -------------------------------------------------------------------------
+
+#[test]
+fn lost_before_the_plan_was_committed_leaves_nothing_to_settle() {
+    // What Kafka has is the offset without a plan; the first block is read back all the same.
+    let (mut partition, action) = Partition::assign(assignment(Some((10, settled()))));
+    assert_eq!(action, Action::Collect);
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 15), commit_plan(10, 15)),
+            (Input::Committed, read_back(10, 15)),
+            (found(0, 3), insert(10, 15, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(15)),
+        ],
+    );
+}
+
+fn taken_over() -> Partition {
+    let (partition, action) = Partition::assign(assignment(Some((10, Metadata::Planned(plan(10, 20))))));
+    assert_eq!(action, Action::CollectExactly(range(10, 20)));
+    partition
+}
+
+#[test]
+fn lost_between_plan_and_insert_is_inserted_once() {
+    let mut partition = taken_over();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), read_back(10, 20)),
+            (found(0, 3), insert(10, 20, Content::Whole, Token::Block)),
+            (Input::Inserted, read_back(10, 20)),
+            (found(3, 0), commit_end(20)),
+        ],
+    );
+}
+
+#[test]
+fn lost_between_insert_and_commit_is_not_inserted_again() {
+    let mut partition = taken_over();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), read_back(10, 20)),
+            (found(3, 0), commit_end(20)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+}
+
+#[test]
+fn lost_in_the_middle_of_an_insert_is_completed() {
+    let mut partition = taken_over();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), read_back(10, 20)),
+            (found(2, 1), insert(10, 20, Content::Missing, Token::Repair(1))),
+            (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(3, 0), commit_end(20)),
+        ],
+    );
+}
+
+#[test]
+fn a_taken_over_plan_is_never_given_another_range() {
+    let mut partition = taken_over();
+    let before = partition.clone();
+    walk(&mut partition, [(Input::EndOfPartition { position: 50 }, Action::Nothing)]);
+    assert_eq!(partition, before);
+    // A block of another range waits: it is not taken for the plan.
+    walk(&mut partition, [(sealed(10, 19), Action::Nothing)]);
+    assert!(!partition.takes_blocks());
+}
+
+#[test]
+fn a_taken_over_plan_without_rows_is_passed() {
+    let mut partition = taken_over();
+    let empty = Input::Sealed(Sealed { range: range(10, 20), rows: 0 });
+    walk(&mut partition, [(empty, commit_end(20))]);
+}
+
+#[test]
+fn a_committed_offset_that_was_set_back_inserts_nothing_twice() {
+    // Blocks 10..20 and half of 20..30 are in the table, though Kafka says 10.
+    let (mut partition, _) = Partition::assign(assignment(Some((10, Metadata::Foreign))));
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, read_back(10, 20)),
+            (found(3, 0), commit_end(20)),
+            (Input::Committed, Action::Collect),
+            (sealed(20, 30), commit_plan(20, 30)),
+            (Input::Committed, read_back(20, 30)),
+            (found(1, 2), insert(20, 30, Content::Missing, Token::Repair(1))),
+            (Input::Inserted, Action::ReadBack { plan: plan(20, 30), allow_folded: true }),
+            (found(3, 0), commit_end(30)),
+            (Input::Committed, Action::Collect),
+            // The first block of which nothing is there ends the doubt.
+            (sealed(30, 40), commit_plan(30, 40)),
+            (Input::Committed, read_back(30, 40)),
+            (found(0, 3), insert(30, 40, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(40)),
+            (Input::Committed, Action::Collect),
+            (sealed(40, 50), commit_plan(40, 50)),
+            (Input::Committed, insert(40, 50, Content::Whole, Token::Block)),
+        ],
+    );
+}
+
+// --- epochs and holds -----------------------------------------------------------------------------------------------
+
+#[test]
+fn answers_of_another_epoch_change_nothing() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+        ],
+    );
+    let before = partition.clone();
+    for input in [Input::Inserted, Input::InsertUnclear, Input::Committed, found(0, 3), Input::Elapsed] {
+        for epoch in [Epoch(6), Epoch(8)] {
+            assert_eq!(partition.on(epoch, input.clone(), NOW), Action::Nothing);
+            assert_eq!(partition, before);
+        }
+    }
+}
+
+#[test]
+fn answers_to_questions_that_were_not_asked_change_nothing() {
+    let answers = [
+        Input::Committed,
+        Input::CommitFailed,
+        Input::Inserted,
+        Input::InsertUnclear,
+        found(0, 3),
+        found(3, 0),
+        Input::ReadBackFailed,
+        Input::Elapsed,
+    ];
+    let idle = trusted();
+    for input in &answers {
+        let mut partition = idle.clone();
+        assert_eq!(partition.on(Epoch(7), input.clone(), NOW), Action::Nothing, "{input:?}");
+        assert_eq!(partition, idle, "{input:?}");
+    }
+    let mut inserting = trusted();
+    walk(
+        &mut inserting,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+        ],
+    );
+    for input in [Input::Committed, Input::CommitFailed, found(3, 0), Input::ReadBackFailed, Input::Elapsed] {
+        let mut partition = inserting.clone();
+        assert_eq!(partition.on(Epoch(7), input.clone(), NOW), Action::Nothing, "{input:?}");
+        assert_eq!(partition, inserting, "{input:?}");
+    }
+}
+
+#[test]
+fn a_recreated_topic_holds_at_once_and_for_good() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (Input::TopicId(TOPIC.into()), Action::Nothing),
+            (sealed(10, 20), commit_plan(10, 20)),
+            (
+                Input::TopicId("topic-2".into()),
+                Action::Hold(HoldReason::TopicRecreated { committed: TOPIC.into(), current: "topic-2".into() }),
+            ),
+            (Input::Committed, Action::Nothing),
+            (sealed(20, 30), Action::Nothing),
+            (Input::TopicId(TOPIC.into()), Action::Nothing),
+        ],
+    );
+    assert!(!partition.takes_blocks());
+    assert!(!partition.is_busy());
+}
+
+#[test]
+fn an_offset_that_the_broker_no_longer_has_holds() {
+    let mut partition = trusted();
+    let reason = HoldReason::OutOfRange { offset: 10, log_start: 50, log_end: 100 };
+    walk(
+        &mut partition,
+        [(Input::OutOfRange { offset: 10, log_start: 50, log_end: 100 }, Action::Hold(reason))],
+    );
+}
+
+// --- giving away ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_is_in_the_table_for_certain_is_committed_before_the_partition_goes() {
+    let mut partition = trusted();
+    assert_eq!(partition.unsettled_advance(), None);
+    walk(&mut partition, [(sealed(10, 20), commit_plan(10, 20))]);
+    assert_eq!(partition.unsettled_advance(), None, "a plan that is not committed needs nothing");
+    walk(&mut partition, [(Input::Committed, insert(10, 20, Content::Whole, Token::Block))]);
+    assert_eq!(partition.unsettled_advance(), None, "an insert under way stays planned");
+    let mut with_next = partition.clone();
+    walk(&mut partition, [(Input::Inserted, commit_end(20))]);
+    assert_eq!(partition.unsettled_advance(), Some((20, settled())));
+    walk(&mut partition, [(Input::CommitFailed, Action::Pause { failures: 1 })]);
+    assert_eq!(partition.unsettled_advance(), Some((20, settled())));
+
+    walk(&mut with_next, [(sealed(20, 30), Action::Nothing), (Input::Inserted, commit_plan(20, 30))]);
+    assert_eq!(with_next.unsettled_advance(), Some((20, settled())), "the move without the next plan");
+    walk(&mut with_next, [(Input::Committed, insert(20, 30, Content::Whole, Token::Block))]);
+    assert_eq!(with_next.unsettled_advance(), None);
+}
+
+#[test]
+fn a_block_that_waits_is_forgotten_when_the_partition_goes() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+            (sealed(20, 30), Action::Nothing),
+        ],
+    );
+    partition.forget_ready();
+    walk(&mut partition, [(Input::Inserted, commit_end(20)), (Input::Committed, Action::Collect)]);
+    assert!(!partition.is_busy());
+}

@@ -1,0 +1,101 @@
+//! What must be known about partitions before they are read.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use penstock_pipeline::kafka::{
+    admin::{self, AdminError, Isolation, OffsetSpec},
+    client::LogContext,
+    poll::PolledConsumer,
+    topic_ids,
+};
+use rdkafka::{
+    consumer::Consumer,
+    error::KafkaError,
+    topic_partition_list::{Offset, TopicPartitionList},
+};
+
+/// Longest time that one question to the brokers takes.
+const QUESTION: Duration = Duration::from_secs(5);
+
+/// The consumer of an export.
+pub type SourceConsumer = PolledConsumer<LogContext>;
+
+/// What the brokers say about one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Partition.
+    pub partition: i32,
+    /// What the group has committed: offset and metadata.
+    pub committed: Option<(i64, String)>,
+    /// Offset of the oldest message that is there.
+    pub log_start: i64,
+    /// Offset after the newest message, committed or not.
+    pub log_end: i64,
+}
+
+/// Why partitions could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// An admin request failed.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The committed offsets could not be read.
+    #[error("cannot read the committed offsets of the group: {0}")]
+    Committed(#[source] KafkaError),
+    /// The topic is not there.
+    #[error("there is no topic {0}")]
+    NoTopic(String),
+    /// A partition is not there.
+    #[error("there is no partition {1} of topic {0}")]
+    NoPartition(String, i32),
+}
+
+/// The topic's id and what there is to know about `partitions`. Blocks for some seconds at most. A commit that belongs to
+/// an open transaction or is on its way is waited for.
+pub fn observe(
+    consumer: &SourceConsumer,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<(String, Vec<Observed>), SourceError> {
+    let id = topic_ids::topic_id(consumer.client().client(), topic, QUESTION)?
+        .ok_or_else(|| SourceError::NoTopic(topic.to_owned()))?
+        .to_string();
+    let ends = log_ends(consumer, topic, partitions)?;
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for &partition in partitions {
+        list.add_partition(topic, partition);
+    }
+    let list = consumer.client().committed_offsets(list, QUESTION).map_err(SourceError::Committed)?;
+    let mut observed = Vec::with_capacity(partitions.len());
+    for element in list.elements_for_topic(topic) {
+        element.error().map_err(SourceError::Committed)?;
+        let partition = element.partition();
+        let committed = match element.offset() {
+            Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+            _ => None,
+        };
+        let &(log_start, log_end) =
+            ends.get(&partition).ok_or_else(|| SourceError::NoPartition(topic.to_owned(), partition))?;
+        observed.push(Observed { partition, committed, log_start, log_end });
+    }
+    Ok((id, observed))
+}
+
+/// Oldest offset and end of each partition.
+pub fn log_ends(
+    consumer: &SourceConsumer,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<BTreeMap<i32, (i64, i64)>, AdminError> {
+    let named: Vec<(&str, i32)> = partitions.iter().map(|&partition| (topic, partition)).collect();
+    let client = consumer.client().client();
+    let list = |spec| admin::list_offsets(client, &named, spec, Isolation::ReadUncommitted, QUESTION);
+    let (mut starts, ends) = (list(OffsetSpec::Earliest)?, list(OffsetSpec::Latest)?);
+    let mut both = BTreeMap::new();
+    for (place, end) in ends {
+        if let Some(start) = starts.remove(&place) {
+            both.insert(place.1, (start?, end?));
+        }
+    }
+    Ok(both)
+}

@@ -1,0 +1,421 @@
+//! A topic, a dead-letter topic, a database, and processes that export from one to the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use penstock_pipeline::{
+    config::{
+        Admin, BlockLimits, ClickHouseDestination, Destination, ExportConfig, Identity, KafkaConnection,
+        RetryConfig, Source, StartFrom,
+    },
+    events::{ingested::IngestedEvent, table},
+    kafka::admin::{self, Isolation, NewTopic, OffsetSpec},
+};
+use rdkafka::{
+    ClientConfig, Message,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    producer::{BaseRecord, Producer, ThreadedProducer, DefaultProducerContext},
+    util::Timeout,
+};
+
+pub fn kafka() -> String {
+    std::env::var("PENSTOCK_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into())
+}
+
+pub fn clickhouse() -> String {
+    std::env::var("PENSTOCK_TEST_CLICKHOUSE").unwrap_or_else(|_| "http://127.0.0.1:18123".into())
+}
+
+/// `host:port` of a URL.
+pub fn authority(url: &str) -> String {
+    url.trim_start_matches("http://").trim_end_matches('/').to_owned()
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct World {
+    pub name: String,
+    pub topic: String,
+    pub dead_letter: String,
+    pub group: String,
+    pub database: String,
+    pub partitions: i32,
+    directory: tempfile::TempDir,
+    consumer: BaseConsumer,
+    producer: ThreadedProducer<DefaultProducerContext>,
+}
+
+impl World {
+    pub fn new(what: &str, partitions: i32) -> Self {
+        let name = format!("exporttest_{what}_{}", super::unique());
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", kafka());
+        let producer = config
+            .clone()
+            .set("enable.idempotence", "true")
+            .set("queue.buffering.max.messages", "0")
+            .set("linger.ms", "20")
+            .create()
+            .unwrap();
+        let world = Self {
+            topic: format!("{name}.ingested"),
+            dead_letter: format!("{name}.dead-letter"),
+            group: format!("{name}.export-test"),
+            database: name.clone(),
+            partitions,
+            directory: tempfile::tempdir().unwrap(),
+            consumer: config.create().unwrap(),
+            producer,
+            name,
+        };
+        for (topic, partitions) in [(&world.topic, partitions), (&world.dead_letter, 1)] {
+            let topic = NewTopic {
+                name: topic.clone(),
+                partitions,
+                replication_factor: Some(1),
+                config: BTreeMap::new(),
+            };
+            admin::create_topic(world.consumer.client(), &topic, PATIENCE).unwrap();
+        }
+        world.sql(&format!("CREATE DATABASE {}", world.database));
+        world.create_table();
+        world
+    }
+
+    /// The table as the operator makes it. Merges are stopped, so that nothing hides a duplicate.
+    pub fn create_table(&self) {
+        let columns: Vec<String> = table::COLUMNS
+            .iter()
+            .map(|column| {
+                let value = match column.value {
+                    table::Value::Inserted => String::new(),
+                    table::Value::Default(expression) => format!(" DEFAULT {expression}"),
+                    table::Value::Materialized(expression) => format!(" MATERIALIZED {expression}"),
+                };
+                let codec = column.codec.map(|codec| format!(" CODEC({codec})")).unwrap_or_default();
+                format!("`{}` {}{value}{codec}", column.name, column.type_)
+            })
+            .collect();
+        self.sql(&format!(
+            "CREATE TABLE {}.events ({}) ENGINE = ReplacingMergeTree({}) PARTITION BY {} ORDER BY {} SAMPLE BY {} \
+             SETTINGS non_replicated_deduplication_window = {}",
+            self.database,
+            columns.join(", "),
+            table::VERSION_COLUMN,
+            table::PARTITION_BY,
+            table::ORDER_BY,
+            table::SAMPLE_BY,
+            table::DEDUPLICATION_WINDOW,
+        ));
+        self.sql(&format!("SYSTEM STOP MERGES {}.events", self.database));
+    }
+
+    pub fn sql(&self, sql: &str) -> String {
+        run_sql(&clickhouse(), sql)
+    }
+
+    pub fn config(&self, url: &str, block: BlockLimits) -> ExportConfig {
+        ExportConfig {
+            identity: Identity {
+                namespace: "test".into(),
+                pipeline: self.name.clone(),
+                component: "export-test".into(),
+            },
+            admin: Admin { listen: "127.0.0.1:0".parse().unwrap(), stall_after_ms: 60_000 },
+            kafka: KafkaConnection { bootstrap_servers: kafka() },
+            source: Source {
+                topic: self.topic.clone(),
+                group: self.group.clone(),
+                start_from: StartFrom::Earliest,
+                session_timeout_ms: 6000,
+                max_poll_interval_ms: 60_000,
+            },
+            dead_letter: self.dead_letter.clone(),
+            where_: None,
+            destination: Destination::ClickHouse(ClickHouseDestination {
+                url: url.to_owned(),
+                database: self.database.clone(),
+                table: "events".into(),
+                block,
+                insert_timeout_ms: 10_000,
+                retry: RetryConfig { max_attempts: None, min_backoff_ms: 50, max_backoff_ms: 1000 },
+            }),
+        }
+    }
+
+    /// Starts the binary with this configuration, on an admin port of its own.
+    pub fn start(&self, name: &str, config: &ExportConfig) -> Exporter {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut config = config.clone();
+        config.admin.listen.set_port(port);
+        let path = self.directory.path().join(format!("{name}.yaml"));
+        fs::write(&path, serde_json::to_vec_pretty(&config).unwrap()).unwrap();
+        let log = self.directory.path().join(format!("{name}.log"));
+        let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_export"))
+            .arg("--config")
+            .arg(&path)
+            .env("POD_NAME", name)
+            .stdout(Stdio::from(out.try_clone().unwrap()))
+            .stderr(Stdio::from(out))
+            .spawn()
+            .unwrap();
+        Exporter { child, log, port }
+    }
+
+    /// Sends messages; the bad ones are of every kind that is no row.
+    pub fn produce(&self, first: u64, count: u64, is_bad: impl Fn(u64) -> bool) {
+        for number in first..first + count {
+            let value = if is_bad(number) { bad_event(number) } else { event(number) };
+            let key = format!("token:user-{}", number % 997);
+            let mut record =
+                BaseRecord::to(&self.topic).key(&key).payload(&value).partition(partition_of(number, self.partitions));
+            while let Err((_, back)) = self.producer.send(record) {
+                record = back;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.producer.flush(Timeout::After(Duration::from_secs(30))).unwrap();
+    }
+
+    pub fn log_ends(&self) -> BTreeMap<i32, i64> {
+        let partitions: Vec<_> = (0..self.partitions).map(|p| (self.topic.as_str(), p)).collect();
+        admin::list_offsets(
+            self.consumer.client(),
+            &partitions,
+            OffsetSpec::Latest,
+            Isolation::ReadUncommitted,
+            PATIENCE,
+        )
+        .unwrap()
+        .into_iter()
+        .map(|((_, partition), end)| (partition, end.unwrap()))
+        .collect()
+    }
+
+    pub fn committed(&self) -> BTreeMap<i32, (i64, String)> {
+        let partitions: Vec<_> = (0..self.partitions).map(|p| (self.topic.as_str(), p)).collect();
+        admin::committed_offsets(self.consumer.client(), &self.group, &partitions, PATIENCE)
+            .unwrap()
+            .into_iter()
+            .filter_map(|((_, partition), committed)| {
+                let committed = committed.ok()??;
+                Some((partition, (committed.offset, String::from_utf8(committed.metadata).unwrap())))
+            })
+            .collect()
+    }
+
+    /// Waits until the group has committed everything.
+    pub fn wait_until_exported(&self, patience: Duration) {
+        let begun = Instant::now();
+        loop {
+            let (ends, committed) = (self.log_ends(), self.committed());
+            let done = ends.iter().all(|(partition, end)| {
+                committed.get(partition).map_or(*end == 0, |(offset, metadata)| {
+                    offset == end && !metadata.contains("..")
+                })
+            });
+            if done {
+                return;
+            }
+            assert!(
+                begun.elapsed() < patience,
+                "not exported within {patience:?}: ends {ends:?}, committed {committed:?}; logs in {:?}:\n{}",
+                self.directory.path(),
+                self.last_log_lines()
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn last_log_lines(&self) -> String {
+        let mut text = String::new();
+        for file in fs::read_dir(self.directory.path()).unwrap().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "log") {
+                let log = fs::read_to_string(file.path()).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                text += &format!("--- {:?}\n{}\n", file.file_name(), lines[lines.len().saturating_sub(30)..].join("\n"));
+            }
+        }
+        text
+    }
+
+    /// Every good message of the topic is in the table exactly once, and nothing else is.
+    pub fn assert_exactly_once(&self, sent: u64, is_bad: impl Fn(u64) -> bool) {
+        let mut expected: BTreeSet<(i32, i64)> = BTreeSet::new();
+        let mut next: BTreeMap<i32, i64> = BTreeMap::new();
+        for number in 0..sent {
+            let partition = partition_of(number, self.partitions);
+            let offset = next.entry(partition).or_default();
+            if !is_bad(number) {
+                expected.insert((partition, *offset));
+            }
+            *offset += 1;
+        }
+        let counts = self.sql(&format!(
+            "SELECT count(), uniqExact(_partition, _offset), uniqExact(uuid), uniqExact(_topic_id) FROM {}.events FORMAT TSV",
+            self.database
+        ));
+        let wanted = expected.len();
+        assert_eq!(counts.trim(), format!("{wanted}\t{wanted}\t{wanted}\t1"), "rows, places, uuids, topics");
+        let places = self.sql(&format!("SELECT _partition, _offset FROM {}.events FORMAT TSV", self.database));
+        let found: BTreeSet<(i32, i64)> = places
+            .lines()
+            .map(|line| {
+                let (partition, offset) = line.split_once('\t').unwrap();
+                (partition.parse().unwrap(), offset.parse().unwrap())
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    /// Keys of all dead letters, with the reason of each.
+    pub fn dead_letters(&self) -> Vec<(String, String)> {
+        let end = admin::list_offsets(
+            self.consumer.client(),
+            &[(self.dead_letter.as_str(), 0)],
+            OffsetSpec::Latest,
+            Isolation::ReadUncommitted,
+            PATIENCE,
+        )
+        .unwrap()
+        .into_values()
+        .next()
+        .unwrap()
+        .unwrap();
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", kafka()).set("group.id", "none").create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(&self.dead_letter, 0, rdkafka::Offset::Beginning).unwrap();
+        consumer.assign(&list).unwrap();
+        let mut letters = Vec::new();
+        while letters.len() < usize::try_from(end).unwrap() {
+            let message = consumer.poll(Duration::from_secs(10)).expect("a dead letter").unwrap();
+            let reason = message
+                .headers()
+                .unwrap()
+                .iter()
+                .find(|header| header.key == "dlq_reason")
+                .and_then(|header| header.value)
+                .unwrap();
+            letters.push((
+                String::from_utf8(message.key().unwrap().to_vec()).unwrap(),
+                String::from_utf8(reason.to_vec()).unwrap(),
+            ));
+        }
+        letters
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_log_lines());
+        }
+        let _ = admin::delete_topic(self.consumer.client(), &self.topic, PATIENCE);
+        let _ = admin::delete_topic(self.consumer.client(), &self.dead_letter, PATIENCE);
+        run_sql(&clickhouse(), &format!("DROP DATABASE IF EXISTS {}", self.database));
+    }
+}
+
+/// One running process.
+pub struct Exporter {
+    child: Child,
+    pub log: PathBuf,
+    pub port: u16,
+}
+
+impl Exporter {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        self.signal("TERM");
+        self.child.wait().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn logged(&self, text: &str) -> usize {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn run_sql(url: &str, sql: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(authority(url)).unwrap();
+    write!(
+        stream,
+        "POST /?wait_end_of_query=1 HTTP/1.0\r\nHost: test\r\nContent-Length: {}\r\n\r\n{sql}",
+        sql.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{sql}: {body}");
+    body.to_owned()
+}
+
+pub fn partition_of(number: u64, partitions: i32) -> i32 {
+    // Uneven on purpose.
+    let partitions = u64::try_from(partitions).unwrap();
+    i32::try_from((number * number / 3 + number) % partitions).unwrap()
+}
+
+/// An event of one of four months, with a UUID that is made of its number.
+pub fn event(number: u64) -> Vec<u8> {
+    let month = 8 + number % 4;
+    let event = IngestedEvent {
+        uuid: uuid::Uuid::from_u64_pair(0x0190_f3d2_7c1a_7e2b, 0x8000_0000_0000_0000 | number).to_string(),
+        event: format!("event {}", number % 20),
+        properties: format!("{{\"number\":{number},\"$session_id\":\"s\\\"{number}\",\"filler\":\"{}\"}}", "x".repeat(200)),
+        timestamp: format!("2026-{month:02}-10 12:{:02}:00.{:06}", number % 60, number % 1_000_000),
+        team_id: 1,
+        project_id: 1,
+        distinct_id: format!("user-{}", number % 997),
+        elements_chain: String::new(),
+        created_at: "2026-11-25 00:00:00.000000".into(),
+        captured_at: "2026-11-25 00:00:00.000000".into(),
+        person_id: "00006c09-0000-4000-a000-00000d0dea67".into(),
+        person_created_at: "1970-01-01 00:00:05.000000".into(),
+        person_properties: "{}".into(),
+        person_mode: "propertyless".into(),
+        historical_migration: false,
+    };
+    serde_json::to_vec(&event).unwrap()
+}
+
+fn bad_event(number: u64) -> Vec<u8> {
+    match number % 3 {
+        0 => b"not json".to_vec(),
+        1 => Vec::new(),
+        _ => String::from_utf8(event(number)).unwrap().replace("2026-", "20x6-").into_bytes(),
+    }
+}
