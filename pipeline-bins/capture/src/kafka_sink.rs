@@ -1,0 +1,341 @@
+//! Records to Kafka, by an idempotent producer whose acknowledgements are awaited.
+//!
+//! `message.timeout.ms` bounds the wait: after it librdkafka gives its final report of a message, and only then a request
+//! is answered with an error. So nothing lands after a failure was told, but for what a broker had already received
+//! without being able to say so.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use penstock_pipeline::{
+    config::CaptureConfig,
+    health::Verdict,
+    kafka::client::{LogContext, idempotent_producer},
+};
+use rdkafka::{
+    ClientContext,
+    config::RDKafkaLogLevel,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
+};
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use crate::{
+    budget::{Budget, Claim},
+    metrics::CaptureMetrics,
+    record::{Record, Stage},
+    sink::{Sink, WriteError},
+};
+
+/// Largest message that librdkafka lets through: what brokers take unless a topic says otherwise, and more than
+/// [`crate::record::MAX_RECORD_BYTES`] with its framing.
+const MAX_BATCH_BYTES: u32 = 1_048_500;
+/// How often Kafka is asked whether it is there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Without a sign of life for so long, Kafka is away.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+/// What librdkafka may need beyond `message.timeout.ms` to give its report: it looks at its timers once a second.
+const REPORT_SLACK: Duration = Duration::from_secs(10);
+
+type CaptureProducer = ThreadedProducer<Reports>;
+
+/// Kafka as a [`Sink`].
+pub struct KafkaSink {
+    config: CaptureConfig,
+    client_id: String,
+    queue: Budget,
+    producer: ArcSwap<CaptureProducer>,
+    /// Held while a producer is replaced, so that one fatal error makes one new producer.
+    replacing: Mutex<()>,
+    metrics: CaptureMetrics,
+    signs: Arc<SignsOfLife>,
+    last_problem: Mutex<Option<String>>,
+}
+
+/// When Kafka was last seen to work.
+#[derive(Debug)]
+struct SignsOfLife {
+    origin: Instant,
+    /// Milliseconds since `origin`, plus one; 0 is never.
+    last: AtomicU64,
+}
+
+impl SignsOfLife {
+    fn mark(&self) {
+        self.last.store(self.origin.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        let last = self.last.load(Ordering::Relaxed);
+        (last > 0).then(|| self.origin.elapsed().saturating_sub(Duration::from_millis(last - 1)))
+    }
+}
+
+/// The fate of the messages of one request. It holds their memory until the last report.
+struct Fate {
+    /// Messages without report, plus one while they are being handed over.
+    waiting: AtomicUsize,
+    failure: Mutex<Option<KafkaError>>,
+    settled: Notify,
+    _claim: Claim,
+}
+
+impl Fate {
+    fn report(&self, failure: Option<KafkaError>) {
+        if let Some(failure) = failure {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        }
+        if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settled.notify_one();
+        }
+    }
+}
+
+/// Receives librdkafka's reports.
+struct Reports {
+    signs: Arc<SignsOfLife>,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Arc<Fate>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, fate: Arc<Fate>) {
+        match result {
+            Ok(_) => {
+                self.signs.mark();
+                fate.report(None);
+            }
+            Err((error, _)) => fate.report(Some(error.clone())),
+        }
+    }
+}
+
+impl KafkaSink {
+    /// Makes the producer. It connects by itself, now and whenever it has to.
+    pub fn new(config: &CaptureConfig, pod: &str, metrics: CaptureMetrics) -> Result<Arc<Self>, KafkaError> {
+        let signs = Arc::new(SignsOfLife { origin: Instant::now(), last: AtomicU64::new(0) });
+        let client_id = format!("{}-{pod}", config.identity.component);
+        let producer = ArcSwap::from_pointee(producer(config, &client_id, &signs)?);
+        Ok(Arc::new(Self {
+            config: config.clone(),
+            client_id,
+            queue: Budget::new(config.limits.producer_queue_bytes),
+            producer,
+            replacing: Mutex::new(()),
+            metrics,
+            signs,
+            last_problem: Mutex::new(None),
+        }))
+    }
+
+    /// Asks Kafka for the topics again and again, until the process ends: what [`KafkaSink::verdict`] is made of.
+    pub fn watch(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(sink) = weak.upgrade() {
+                let probe = tokio::task::spawn_blocking(move || sink.probe());
+                if probe.await.is_err() {
+                    error!("the watch over Kafka has panicked");
+                }
+                tokio::time::sleep(PROBE_INTERVAL).await;
+            }
+        });
+    }
+
+    fn probe(&self) {
+        let producer = self.producer.load_full();
+        let problem = [&self.config.topic, &self.config.dead_letter].into_iter().find_map(|topic| {
+            let metadata = match producer.client().fetch_metadata(Some(topic), PROBE_TIMEOUT) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    return Some(format!(
+                        "Kafka at {} does not answer: {error}",
+                        self.config.kafka.bootstrap_servers
+                    ));
+                }
+            };
+            let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+            if partitions.is_empty() {
+                return Some(format!("the topic {topic} does not exist, or may not be written"));
+            }
+            let led = partitions.iter().filter(|partition| partition.leader() >= 0).count();
+            (led == 0).then(|| format!("no partition of the topic {topic} has a leader"))
+        });
+        match &problem {
+            None => self.signs.mark(),
+            Some(problem) => warn!(problem, "Kafka cannot take events now"),
+        }
+        *self.last_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        self.replace_if_broken(&producer);
+    }
+
+    /// Whether Kafka has given a sign of life lately.
+    pub fn verdict(&self) -> Verdict {
+        let silence = self.signs.silence();
+        if silence.is_some_and(|silence| silence <= LONGEST_SILENCE) {
+            return Ok(());
+        }
+        let problem = self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Err(problem.unwrap_or_else(|| "Kafka has not answered yet".to_owned()))
+    }
+
+    /// Messages that librdkafka holds.
+    pub fn queued_messages(&self) -> i32 {
+        self.producer.load().in_flight_count()
+    }
+
+    /// Waits until every message has its report. Blocks.
+    pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        self.producer.load_full().flush(timeout)
+    }
+
+    /// Hands messages over. Every one that is taken will be reported to `fate`.
+    fn enqueue(
+        &self,
+        producer: &CaptureProducer,
+        records: &[Record],
+        fate: &Arc<Fate>,
+    ) -> Result<(), KafkaError> {
+        for record in records {
+            let topic = match record.stage {
+                Stage::Captured => &self.config.topic,
+                Stage::DeadLetter => &self.config.dead_letter,
+            };
+            let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+            for (key, value) in record.headers.iter() {
+                headers = headers.insert(Header { key, value: Some(value) });
+            }
+            fate.waiting.fetch_add(1, Ordering::AcqRel);
+            let message = BaseRecord::with_opaque_to(topic, Arc::clone(fate))
+                .key(record.key.as_str())
+                .payload(record.value.as_slice())
+                .headers(headers);
+            if let Err((error, _)) = producer.send(message) {
+                fate.waiting.fetch_sub(1, Ordering::AcqRel);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A producer that has lost its sequence takes no message any more; a new one begins another.
+    fn replace_if_broken(&self, broken: &Arc<CaptureProducer>) {
+        let Some((code, reason)) = broken.client().fatal_error() else { return };
+        let _one_at_a_time = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&self.producer.load(), broken) {
+            return;
+        }
+        match producer(&self.config, &self.client_id, &self.signs) {
+            Ok(fresh) => {
+                error!(%code, reason, "the producer is broken for good; a new one takes its place");
+                self.producer.store(Arc::new(fresh));
+                self.metrics.producers_replaced.inc();
+            }
+            Err(error) => error!(%error, "the producer is broken for good, and no new one can be made"),
+        }
+    }
+
+    fn failed(&self, error: &KafkaError, producer: &Arc<CaptureProducer>) -> WriteError {
+        self.metrics.write_failed(error_code(error));
+        self.replace_if_broken(producer);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => WriteError::TooLarge,
+            _ => WriteError::Undelivered(error.to_string()),
+        }
+    }
+}
+
+impl Sink for KafkaSink {
+    fn queue(&self) -> &Budget {
+        &self.queue
+    }
+
+    async fn write(&self, records: Vec<Record>, claim: Claim) -> Result<(), WriteError> {
+        let started = Instant::now();
+        let producer = self.producer.load_full();
+        let fate = Arc::new(Fate {
+            waiting: AtomicUsize::new(1),
+            failure: Mutex::new(None),
+            settled: Notify::new(),
+            _claim: claim,
+        });
+        let refused = self.enqueue(&producer, &records, &fate).err();
+        drop(records);
+        fate.report(refused);
+        // All reports come within `message.timeout.ms`. Should librdkafka ever owe one, the client must not wait for ever.
+        let longest = Duration::from_millis(self.config.limits.delivery_timeout_ms.into()) + REPORT_SLACK;
+        if tokio::time::timeout(longest, fate.settled.notified()).await.is_err() {
+            error!(waiting = fate.waiting.load(Ordering::Acquire), "librdkafka owes reports of messages");
+            self.metrics.write_failed("no_report");
+            return Err(WriteError::Undelivered("no report".to_owned()));
+        }
+        let failure = fate.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match failure {
+            Some(error) => Err(self.failed(&error, &producer)),
+            None => {
+                self.metrics.acknowledgement_seconds.observe(started.elapsed().as_secs_f64());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        info!("the producer is closed");
+    }
+}
+
+fn producer(
+    config: &CaptureConfig,
+    client_id: &str,
+    signs: &Arc<SignsOfLife>,
+) -> Result<CaptureProducer, KafkaError> {
+    let limits = &config.limits;
+    // The budget keeps the queue below `producer_queue_bytes`; librdkafka's own bound only backs it up.
+    let mut client = idempotent_producer(
+        &config.kafka,
+        client_id,
+        limits.delivery_timeout_ms,
+        limits.producer_queue_bytes * 2,
+        MAX_BATCH_BYTES,
+    );
+    client.set("linger.ms", limits.linger_ms.to_string());
+    client.create_with_context(Reports { signs: Arc::clone(signs) })
+}
+
+/// A short stable name of an error, for metrics.
+fn error_code(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageTimedOut) => "timed_out",
+        Some(RDKafkaErrorCode::QueueFull) => "queue_full",
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => "too_large",
+        Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => "unknown_topic",
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => "not_authorized",
+        Some(RDKafkaErrorCode::NotEnoughReplicas | RDKafkaErrorCode::NotEnoughReplicasAfterAppend) => {
+            "not_enough_replicas"
+        }
+        Some(RDKafkaErrorCode::Fatal) => "fatal",
+        Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => "purged",
+        _ => "other",
+    }
+}
