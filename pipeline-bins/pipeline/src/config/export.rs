@@ -21,7 +21,8 @@ pub struct ExportConfig {
     /// VRL expression that yields a boolean; only events for which it is true are delivered.
     #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
     pub where_: Option<String>,
-    /// Where to.
+    /// Where to. A map with one key, in YAML as in JSON (by itself YAML would want a tag, `!clickHouse`).
+    #[serde(with = "serde_yaml_ng::with::singleton_map")]
     pub destination: Destination,
 }
 
