@@ -1,0 +1,112 @@
+//! Does to the topics what was decided. Decides nothing.
+
+use std::time::Duration;
+
+use penstock_pipeline::kafka::admin::{self, AdminError, ConfigChange, NewTopic};
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::{Clusters, ConfigRepair, TopicAction};
+
+/// Longest time of one change.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A change, and what became of it.
+#[derive(Debug)]
+pub struct Applied {
+    /// The change.
+    pub action: TopicAction,
+    /// Whether it was made, or why not.
+    pub result: Result<(), ApplyError>,
+}
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The brokers refused, or did not answer. The change may have been made all the same when nobody answered; the next
+    /// observation tells.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// There is no client.
+    #[error("cannot make a client for Kafka at {bootstrap_servers}: {why}")]
+    Client {
+        /// The bootstrap servers.
+        bootstrap_servers: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Makes the changes in their order, each for itself: one that fails does not keep the others from being made.
+pub async fn apply(clusters: &Clusters, bootstrap_servers: &str, actions: Vec<TopicAction>) -> Vec<Applied> {
+    let mut applied = Vec::with_capacity(actions.len());
+    for action in actions {
+        let work = action.clone();
+        let result = on_cluster(clusters, bootstrap_servers, move |client| perform(client, &work)).await;
+        applied.push(Applied { action, result });
+    }
+    applied
+}
+
+/// Deletes those of `topics` that exist, asking again what exists just before, and says which they were. Everything in
+/// them is lost, and so are the committed offsets of their readers.
+pub async fn delete(
+    clusters: &Clusters,
+    bootstrap_servers: &str,
+    topics: Vec<String>,
+) -> Result<Vec<String>, ApplyError> {
+    on_cluster(clusters, bootstrap_servers, move |client| {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let existing = admin::describe_topics(client, &names, CHANGE_TIMEOUT)?;
+        let mut deleted = Vec::new();
+        for name in existing.into_keys() {
+            match admin::delete_topic(client, &name, CHANGE_TIMEOUT) {
+                Ok(()) => deleted.push(name),
+                Err(error) if error.is_unknown_topic() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(deleted)
+    })
+    .await
+}
+
+type Client = rdkafka::client::Client<super::cluster::Silent>;
+
+async fn on_cluster<T: Send + 'static>(
+    clusters: &Clusters,
+    bootstrap_servers: &str,
+    work: impl FnOnce(&Client) -> Result<T, AdminError> + Send + 'static,
+) -> Result<T, ApplyError> {
+    let failed = |why: String| ApplyError::Client { bootstrap_servers: bootstrap_servers.to_owned(), why };
+    let cluster = clusters.get(bootstrap_servers).map_err(|error| failed(error.to_string()))?;
+    let _leave = cluster.enter().await;
+    let asked = cluster.clone();
+    let result = tokio::task::spawn_blocking(move || work(asked.client()))
+        .await
+        .map_err(|error| failed(format!("the request was broken off: {error}")))?;
+    Ok(result?)
+}
+
+fn perform(client: &Client, action: &TopicAction) -> Result<(), AdminError> {
+    match action {
+        TopicAction::Create(wanted) => {
+            let new = NewTopic {
+                name: wanted.name.clone(),
+                partitions: wanted.partitions,
+                replication_factor: wanted.replication_factor,
+                config: wanted.config.clone(),
+            };
+            match admin::create_topic(client, &new, CHANGE_TIMEOUT) {
+                // Somebody was faster; the next pass compares.
+                Err(error) if error.code() == RDKafkaErrorCode::TopicAlreadyExists => Ok(()),
+                result => result,
+            }
+        }
+        TopicAction::Grow { topic, to, .. } => admin::create_partitions(client, topic, *to, CHANGE_TIMEOUT),
+        TopicAction::ChangeConfig { topic, repairs } => {
+            let changes: Vec<ConfigChange> =
+                repairs.iter().map(|ConfigRepair { change, .. }| change.clone()).collect();
+            admin::change_config(client, topic, &changes, CHANGE_TIMEOUT)
+        }
+    }
+}
