@@ -30,7 +30,9 @@ use penstock_pipeline::{
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{kafka_sink::KafkaSink, metrics::CaptureMetrics, routes::App, server::Drain};
+use crate::{
+    kafka_sink::KafkaSink, metrics::CaptureMetrics, record::MAX_RECORD_BYTES, routes::App, server::Drain,
+};
 
 /// How often gauges are read.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,21 +65,24 @@ pub fn check(config: &CaptureConfig) -> Result<(), String> {
         }
     }
     let largest = limits.max_batch_body_bytes.max(limits.max_event_body_bytes);
-    if limits.max_in_flight_bytes < largest * 2 {
-        return Err(format!(
-            "limits.maxInFlightBytes: is {}, so that a body of the largest size could not be held compressed and \
-             decompressed; write at least {}",
+    let largest_record = 2 * MAX_RECORD_BYTES as u64;
+    for (field, value, least, why) in [
+        (
+            "maxInFlightBytes",
             limits.max_in_flight_bytes,
-            largest * 2
-        ));
-    }
-    if limits.producer_queue_bytes < largest * 2 {
-        return Err(format!(
-            "limits.producerQueueBytes: is {}, so that the events of a body of the largest size could not be queued; write \
-             at least {}",
+            largest,
+            "a body of the largest size could not be held",
+        ),
+        (
+            "producerQueueBytes",
             limits.producer_queue_bytes,
-            largest * 2
-        ));
+            largest_record,
+            "a large event could not be queued",
+        ),
+    ] {
+        if value < least {
+            return Err(format!("limits.{field}: is {value}, so that {why}; write at least {least}"));
+        }
     }
     if limits.linger_ms >= limits.delivery_timeout_ms {
         return Err(format!(
@@ -177,8 +182,8 @@ mod tests {
             (|config| config.kafka.bootstrap_servers.clear(), "kafka.bootstrapServers"),
             (|config| config.dead_letter = config.topic.clone(), "deadLetter"),
             (|config| config.limits.max_concurrent_requests = 0, "limits.maxConcurrentRequests"),
-            (|config| config.limits.max_in_flight_bytes = 1 << 20, "write at least 41943040"),
-            (|config| config.limits.producer_queue_bytes = 1 << 20, "write at least 41943040"),
+            (|config| config.limits.max_in_flight_bytes = 1 << 20, "write at least 20971520"),
+            (|config| config.limits.producer_queue_bytes = 1 << 20, "write at least 2000000"),
             (|config| config.limits.linger_ms = config.limits.delivery_timeout_ms, "limits.lingerMs"),
         ];
         for (change, expected) in cases {
