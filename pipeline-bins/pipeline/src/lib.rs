@@ -10,5 +10,6 @@ pub mod health;
 pub mod kafka;
 pub mod lifecycle;
 pub mod live_file;
+pub mod program;
 pub mod projects;
 pub mod telemetry;
