@@ -2,7 +2,7 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::IngestionPipeline;
 
@@ -11,12 +11,16 @@ use crate::IngestionPipeline;
 pub(crate) const EMBEDDED: [&str; 5] =
     ["affinity", "imagePullSecrets", "resources", "tolerations", "topologySpreadConstraints"];
 
+/// Most entries of a map inside of them.
+const MAX_EMBEDDED_PROPERTIES: u32 = 32;
+
 /// The CustomResourceDefinition of [`IngestionPipeline`].
 ///
-/// The derived schema, with three changes:
+/// The derived schema, with these changes:
 /// - no `default`: the API server would write it into the spec, where it shows as a difference to what the user keeps in
 ///   Git, and would freeze it there when a later version chooses better. The operator applies and documents the defaults.
 /// - no `nullable`: `capture: null` is refused with a message, instead of being kept and looking set to the rules.
+/// - quantities of resources are bounded by a rule: Kubernetes' own type takes any text.
 /// - no number formats that OpenAPI does not know; their ranges are given by `minimum` and `maximum`.
 pub fn crd() -> CustomResourceDefinition {
     let mut definition = IngestionPipeline::crd();
@@ -43,6 +47,13 @@ fn normalise(schema: &mut Value, embedded: bool) {
     {
         object.remove("format");
     }
+    if embedded && object.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        bound_quantity(object);
+    }
+    if embedded && object.get("additionalProperties").is_some_and(Value::is_object) {
+        // The rules' budget is estimated from it.
+        object.insert("maxProperties".into(), MAX_EMBEDDED_PROPERTIES.into());
+    }
     if embedded && let Some(Value::String(description)) = object.get_mut("description") {
         *description = first_sentence(description);
     }
@@ -54,6 +65,18 @@ fn normalise(schema: &mut Value, embedded: bool) {
             normalise(inner, embedded);
         }
     }
+}
+
+fn bound_quantity(object: &mut Map<String, Value>) {
+    object.insert("maxLength".into(), 32.into());
+    object.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+    object.insert(
+        "x-kubernetes-validations".into(),
+        json!([{
+            "rule": "type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))",
+            "message": "must be a quantity of Kubernetes, for example 100m, 0.5, 128Mi or 1Gi",
+        }]),
+    );
 }
 
 fn normalise_properties(properties: &mut Map<String, Value>, embedded: bool) {

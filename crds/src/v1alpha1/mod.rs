@@ -41,7 +41,7 @@ pub use workload::{EnvironmentVariable, WorkloadSettings};
     validation = Rule::new("self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$') && size(self.metadata.name) <= 45").message(
         "metadata.name must be at most 45 lower-case letters, digits and '-', beginning with a letter, because Services are named by it"
     ),
-    validation = Rule::new("self.spec.exports.all(e, size(self.metadata.name) + size(e.name) <= 44)").message(
+    validation = Rule::new("self.spec.exports.all(e, size(self.metadata.name) + size(e.name) <= 55)").message(
         "metadata.name and the name of an export must have at most 55 characters together, because workloads are named by both; shorten one"
     ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),

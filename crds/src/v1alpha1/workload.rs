@@ -18,6 +18,11 @@ pub struct WorkloadSettings {
     pub replicas: Option<i32>,
     /// CPU and memory of the container. Default: requests 100m and 128Mi, limit 512Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(
+        "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || \
+         !isQuantity(string(self.requests[k])) || !isQuantity(string(self.limits[k])) || \
+         !quantity(string(self.requests[k])).isGreaterThan(quantity(string(self.limits[k]))))"
+    ).message("a request above its limit cannot be scheduled; lower it, or raise the limit"))]
     pub resources: Option<ResourceRequirements>,
     /// Level of the JSON logs, in the syntax of `RUST_LOG`. Default `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
