@@ -10,7 +10,7 @@
 - apiGroups: [penstock.dev]
   resources: [ingestionpipelines/finalizers]
   verbs: [update]
-# The children of pipelines. Secrets and ConfigMaps are also read where a pipeline names them.
+# The children of pipelines. Secrets are watched by their metadata; the content is read of those that a pipeline names.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
@@ -23,11 +23,14 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# What is wrong with a component's pods is told in the status of the pipeline.
+# Which pods run which revision, and what is wrong with them, is told in the status of the pipeline.
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
