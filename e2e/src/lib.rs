@@ -2,6 +2,7 @@
 //! ClickHouse.
 
 pub mod cluster;
+pub mod faults;
 pub mod load;
 pub mod pipeline;
 pub mod truth;

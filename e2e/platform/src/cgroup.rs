@@ -89,6 +89,17 @@ pub fn container_processes() -> Vec<i32> {
         .collect()
 }
 
+/// Processes in the cgroup of one container.
+pub fn processes_of_container(id: &str) -> Vec<i32> {
+    let Ok(root) = tracking() else { return Vec::new() };
+    descendants(&root.join(NODE).join("kubepods"))
+        .iter()
+        .filter(|group| group.ends_with(id))
+        .filter_map(|group| std::fs::read_to_string(group.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+        .collect()
+}
+
 /// Kills everything in the platform's cgroups and removes them.
 ///
 /// # Errors

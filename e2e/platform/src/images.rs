@@ -76,6 +76,8 @@ fn build(
             "chroot",
             "--pull-never",
             "--layers=false",
+            // The same content has the same digest, whenever it is built.
+            "--timestamp=0",
             "--format",
             "docker",
             "--tag",

@@ -1,7 +1,8 @@
 //! The local platform: a real single-node Kubernetes cluster with Kafka and ClickHouse in it.
 //!
 //! The `platform` command brings it up and takes it down. Tests use this library to learn where the
-//! cluster is ([`layout::Layout`], [`info::PlatformInfo`]) and to reach addresses inside it ([`forward::Forward`]).
+//! cluster is ([`layout::Layout`], [`info::PlatformInfo`]), to reach addresses inside it ([`forward::Forward`]), and to
+//! do harm to it ([`container::Container`]).
 //!
 //! The node lives in a network namespace that has no link to the machine's own: pod, service and node
 //! addresses mean nothing outside it, and nothing inside it can leave. Every way in is a listener on
@@ -12,6 +13,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod cleanup;
 pub mod command;
+pub mod container;
 pub mod control_plane;
 pub mod daemon;
 pub mod forward;

@@ -11,7 +11,7 @@ use crate::info::PlatformInfo;
 use crate::layout::{KAFKA_VERSION, KUBERNETES_VERSION, Layout};
 use crate::progress::Progress;
 use crate::toolchain::{self, Built};
-use crate::{addons, cleanup, control_plane, images, network, node, pki, preflight, services};
+use crate::{addons, cleanup, control_plane, daemon, images, network, node, pki, preflight, services};
 
 /// The components whose processes are the platform's own.
 pub const DAEMONS: [&str; 8] = [
@@ -50,6 +50,11 @@ pub fn up(layout: &Layout) -> Result<PlatformInfo> {
         eprintln!(
             "the platform that is up was started with other settings: it is restarted, its data is kept"
         );
+        cleanup::down(layout, cleanup::Data::Keep)?;
+    }
+
+    // A machine that was switched off leaves files of processes, sockets and mounts that are no more.
+    if layout.run().exists() && DAEMONS.iter().all(|name| daemon::running(layout, name).is_none()) {
         cleanup::down(layout, cleanup::Data::Keep)?;
     }
 
