@@ -41,3 +41,38 @@ pub struct IngestedEvent {
     /// True when the event was imported from elsewhere.
     pub historical_migration: bool,
 }
+
+/// An [`IngestedEvent`] to be written, borrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct IngestedEventRef<'a> {
+    /// See [`IngestedEvent::uuid`].
+    pub uuid: &'a str,
+    /// See [`IngestedEvent::event`].
+    pub event: &'a str,
+    /// See [`IngestedEvent::properties`].
+    pub properties: &'a str,
+    /// See [`IngestedEvent::timestamp`].
+    pub timestamp: &'a str,
+    /// See [`IngestedEvent::team_id`].
+    pub team_id: i64,
+    /// See [`IngestedEvent::project_id`].
+    pub project_id: i64,
+    /// See [`IngestedEvent::distinct_id`].
+    pub distinct_id: &'a str,
+    /// See [`IngestedEvent::elements_chain`].
+    pub elements_chain: &'a str,
+    /// See [`IngestedEvent::created_at`].
+    pub created_at: &'a str,
+    /// See [`IngestedEvent::captured_at`].
+    pub captured_at: &'a str,
+    /// See [`IngestedEvent::person_id`].
+    pub person_id: &'a str,
+    /// See [`IngestedEvent::person_created_at`].
+    pub person_created_at: &'a str,
+    /// See [`IngestedEvent::person_properties`].
+    pub person_properties: &'a str,
+    /// See [`IngestedEvent::person_mode`].
+    pub person_mode: &'a str,
+    /// See [`IngestedEvent::historical_migration`].
+    pub historical_migration: bool,
+}
