@@ -1,0 +1,27 @@
+//! Secret with the projects file. It is mounted apart and reloaded live, so it is in no hash: a new project rolls nothing.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+
+use super::{BuildError, labels};
+use crate::validate::{Component, ValidatedPipeline};
+
+/// Key of the projects file.
+pub(super) const KEY: &str = "projects.yaml";
+
+/// Name of the Secret.
+pub(super) fn name(pipeline: &ValidatedPipeline) -> String {
+    format!("{}-projects", pipeline.owner.name)
+}
+
+pub(super) fn build(pipeline: &ValidatedPipeline) -> Result<Secret, BuildError> {
+    let yaml = serde_yaml_ng::to_string(&pipeline.projects)
+        .map_err(|source| BuildError::Render { component: Component::Capture, source })?;
+    Ok(Secret {
+        metadata: labels::metadata(&pipeline.owner, name(pipeline), labels::common(&pipeline.owner)),
+        type_: Some("Opaque".to_owned()),
+        data: Some(BTreeMap::from([(KEY.to_owned(), ByteString(yaml.into_bytes()))])),
+        ..Secret::default()
+    })
+}
