@@ -319,7 +319,7 @@ fn what_is_allowed_does_not_exhaust_the_stack() {
         format!(".properties.x = {}1{}", "(".repeat(198), ")".repeat(198)),
         format!(".properties.x = {}1{}", "[".repeat(198), "]".repeat(198)),
         format!(".properties.x = {}1{}", "{\"a\": ".repeat(198), "}".repeat(198)),
-        format!(".properties.x = {}1{}", "to_string(".repeat(198), ")".repeat(198)),
+        format!(".properties.x = {}1{}", "to_string(".repeat(8), ")".repeat(8)),
         format!(".properties.x = {}{{ 2 }}", "if .team_id == 1 { 1 } else ".repeat(190)),
         format!(".properties.x = {}1", ".properties.x ?? ".repeat(198)),
         format!("if true {{ {} 1 {} }}", "if true { ".repeat(190), "}".repeat(190)),
@@ -335,13 +335,56 @@ fn what_is_allowed_does_not_exhaust_the_stack() {
 }
 
 #[test]
-fn what_would_exhaust_the_stack_is_refused() {
+fn what_would_exhaust_the_stack_or_the_compiler_is_refused() {
     for source in [
         format!(".properties.x = 1{}", " + 1".repeat(10_000)),
         format!(".properties.x = {}1{}", "(".repeat(20_000), ")".repeat(20_000)),
         format!(".properties.x = {}true", "!".repeat(30_000)),
         format!(".properties.x = {}{{ 2 }}", "if false { 1 } else ".repeat(3_000)),
+        format!(".properties.x = {}1{}", "to_string(".repeat(30), ")".repeat(30)),
     ] {
         assert!(Step::compile(&source).is_err());
+    }
+}
+
+const HOW_TO: &str = include_str!("../../../docs/how-to/transformations.md");
+
+/// The programs of the how-to, in order.
+fn documented() -> Vec<&'static str> {
+    HOW_TO.split("```coffee\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+#[test]
+fn the_documented_programs_do_what_they_say() {
+    let programs = documented();
+    let [bots, mask, address, rename, choose] = programs[..] else { panic!("{}", programs.len()) };
+
+    assert!(run(bots, ORDER).unwrap().is_some());
+    let bot = ORDER.replace(r#"\"$ip\":"#, r#"\"$raw_user_agent\":\"ExampleBot/2.1\",\"$ip\":"#);
+    assert_eq!(run(bots, &bot), Ok(None));
+
+    let masked = run(mask, ORDER).unwrap().unwrap();
+    // SHA-256 of ada@example.com
+    assert!(
+        properties(&masked).contains("b5fc85e55755f9e0d030a10ab4429b6b2944855f9a0d60077fe832becbc41d72"),
+        "{masked}"
+    );
+
+    assert!(!run(address, ORDER).unwrap().unwrap().contains("192.0.2.7"));
+
+    let purchase = ORDER.replace("order completed", "purchase");
+    assert_eq!(run(rename, &purchase).unwrap().as_deref(), Some(ORDER));
+    assert_eq!(run(rename, ORDER).unwrap().as_deref(), Some(ORDER));
+
+    let choose = Predicate::compile(choose).unwrap();
+    assert_eq!(choose.test(ORDER.as_bytes(), LIMIT), Ok(false));
+    let dear = ORDER.replace("12.50", "100");
+    assert_eq!(choose.test(dear.as_bytes(), LIMIT), Ok(true));
+}
+
+#[test]
+fn every_refused_function_is_documented() {
+    for (name, reason) in functions::REFUSED {
+        assert!(*reason == functions::Refusal::Vector || HOW_TO.contains(&format!("`{name}`")), "{name}");
     }
 }

@@ -16,7 +16,6 @@ use std::{collections::BTreeSet, time::Duration};
 use penstock_pipeline::{
     command::Context,
     config::TransformationConfig,
-    health::Kind,
     kafka::transact::{self, Options, Stopped},
 };
 
@@ -69,8 +68,6 @@ pub async fn serve(config: TransformationConfig, context: Context) -> Result<(),
     };
     let process = Transformation::new(chain, budget, metrics);
     let running = transact::start(options, process, &context.metrics, context.shutdown.token().clone());
-    let (live, ready) = (running.status(), running.status());
-    context.health.probe(Kind::Liveness, "transactions", move || live.liveness());
-    context.health.probe(Kind::Readiness, "transactions", move || ready.readiness());
+    running.watched_by(&context.health);
     Ok(running.ended().await?)
 }

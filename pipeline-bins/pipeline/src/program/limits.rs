@@ -1,5 +1,6 @@
 //! Bounds of a program's text that hold before the compiler sees it: compiler and runtime descend into nested
-//! expressions on the stack, and the compiler fills everything below an index. What is refused here would take down
+//! expressions on the stack, the compiler types a call twice for every call around it, and it fills everything below an
+//! index. What is refused here would take down
 //! the process, with everything else that runs in it.
 
 use super::diagnostics::Diagnostic;
@@ -9,6 +10,9 @@ pub const MAX_SOURCE_BYTES: usize = 64 * 1024;
 
 /// Deepest nesting of an expression: brackets, and operators in a chain.
 const MAX_DEPTH: usize = 200;
+
+/// Deepest nesting of calls, and of blocks that are handed to calls.
+const MAX_CALLS: usize = 8;
 
 /// Largest index in a path: everything below it is filled, by the compiler with types, by an assignment with null.
 const MAX_INDEX: usize = 1_000;
@@ -32,6 +36,13 @@ pub(super) fn check(source: &str) -> Result<(), Diagnostic> {
         return Err(Diagnostic::error(
             format!("brackets and operators are nested more than {MAX_DEPTH} deep"),
             "use variables for parts of the expression, a regex for many alternatives, or several steps",
+        )
+        .at_byte(source, at));
+    }
+    if let Some(at) = too_many_calls(&code) {
+        return Err(Diagnostic::error(
+            format!("calls are nested more than {MAX_CALLS} deep"),
+            "use variables for the results of the inner calls",
         )
         .at_byte(source, at));
     }
@@ -106,6 +117,27 @@ fn too_deep(code: &str) -> Option<usize> {
     None
 }
 
+/// The byte at which a call or its block is nested too deep in others.
+fn too_many_calls(code: &str) -> Option<usize> {
+    let mut brackets: Vec<bool> = Vec::new();
+    for (at, byte) in code.bytes().enumerate() {
+        let is_call = |before: &str| match byte {
+            b'(' => before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '!'),
+            b'{' => before.trim_end().ends_with('|'),
+            _ => false,
+        };
+        match byte {
+            b'(' | b'[' | b'{' => brackets.push(is_call(&code[..at])),
+            b')' | b']' | b'}' => drop(brackets.pop()),
+            _ => {}
+        }
+        if matches!(byte, b'(' | b'{') && brackets.iter().filter(|call| **call).count() > MAX_CALLS {
+            return Some(at);
+        }
+    }
+    None
+}
+
 /// Whether an expression goes on behind this line break.
 fn continues(code: &str, at: usize) -> bool {
     let ends_open = code[..at].trim_end().bytes().last().is_some_and(|byte| OPERATORS.contains(&byte));
@@ -149,6 +181,18 @@ mod tests {
         assert!(check(&format!("x = 1{}", "\n ?? 1".repeat(201))).is_err());
         assert!(check(&format!("x = {}true", "!".repeat(201))).is_err());
         assert!(check(&"x = 1 + if true {\n".repeat(100)).is_err());
+    }
+
+    #[test]
+    fn nested_calls_are_few() {
+        let nested = |depth: usize| format!("x = {}1{}", "to_string!(".repeat(depth), ")".repeat(depth));
+        assert_eq!(check(&nested(MAX_CALLS)), Ok(()));
+        assert!(check(&nested(MAX_CALLS + 1)).is_err());
+        let blocks =
+            |depth: usize| format!("{} 1 {}", "for_each([1]) -> |_i, _v| {".repeat(depth), "}".repeat(depth));
+        assert_eq!(check(&blocks(MAX_CALLS)), Ok(()));
+        assert!(check(&blocks(MAX_CALLS + 1)).is_err());
+        assert_eq!(check(&"x = downcase(upcase(.event))\n".repeat(100)), Ok(()));
     }
 
     #[test]
