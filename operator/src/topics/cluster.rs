@@ -94,10 +94,12 @@ impl Cluster {
             .set("isolation.level", "read_committed")
             // The end of a partition without a message is an answer.
             .set("enable.partition.eof", "true")
-            // One message of a partition is enough.
-            .set("queued.min.messages", "1")
+            // One message of a partition is enough. The count is of everything that waits in the client, markers of
+            // transactions included, and a partition that reaches it pauses: so it is the bytes that bound.
+            .set("queued.min.messages", "1000")
             .set("queued.max.messages.kbytes", "1024")
             .set("max.partition.fetch.bytes", "65536")
+            .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "50")
             .set("socket.connection.setup.timeout.ms", "3000")
             .set("socket.timeout.ms", "5000")

@@ -31,7 +31,10 @@ pub(super) fn oldest_waiting<C: ConsumerContext>(
     }
     consumer.assign(&assignment)?;
     let outcome = collect(consumer, topic, &mut answers, deadline);
+    // A pause outlives the assignment: without this the partition would never be fetched again.
+    let resumed = consumer.resume(&assignment);
     consumer.unassign()?;
+    resumed?;
     outcome.map(|()| answers)
 }
 
