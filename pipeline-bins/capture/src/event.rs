@@ -18,7 +18,7 @@ const MAX_DISTINCT_ID_CHARS: usize = 200;
 /// An event that can be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidEvent<'a> {
-    /// Name.
+    /// Name, without NUL.
     pub name: Cow<'a, str>,
     /// Distinct id, cut and without NUL.
     pub distinct_id: Cow<'a, str>,
@@ -135,7 +135,7 @@ fn validate<'a>(
 
     let properties = properties.map_err(|detail| fault(Reason::Malformed, detail))?;
     let name = match fields.event.map(string) {
-        Some(Some(name)) if !name.is_empty() => name,
+        Some(Some(name)) if !name.is_empty() => without_nul(name),
         Some(Some(_)) => return Err(fault(Reason::MissingEvent, "the event name is empty".to_owned())),
         Some(None) => return Err(fault(Reason::MissingEvent, "the event name is not a string".to_owned())),
         None => return Err(fault(Reason::MissingEvent, "the event has no name (`event`)".to_owned())),
@@ -188,7 +188,7 @@ fn distinct_id(raw: &RawValue) -> Option<Cow<'_, str>> {
     if text.trim().is_empty() {
         return None;
     }
-    let text = if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{FFFD}")) } else { text };
+    let text = without_nul(text);
     match text.char_indices().nth(MAX_DISTINCT_ID_CHARS) {
         None => Some(text),
         Some((end, _)) => Some(match text {
@@ -199,6 +199,11 @@ fn distinct_id(raw: &RawValue) -> Option<Cow<'_, str>> {
             }
         }),
     }
+}
+
+/// NUL becomes U+FFFD: much that reads these texts further on ends at it.
+fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{FFFD}")) } else { text }
 }
 
 /// An integer, or what is before the decimal point of a number.

@@ -26,7 +26,7 @@ use rdkafka::{
     producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
 };
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     budget::{Budget, Claim},
@@ -299,12 +299,6 @@ impl Sink for KafkaSink {
     }
 }
 
-impl Drop for KafkaSink {
-    fn drop(&mut self) {
-        info!("the producer is closed");
-    }
-}
-
 fn producer(
     config: &CaptureConfig,
     client_id: &str,
@@ -337,5 +331,85 @@ fn error_code(error: &KafkaError) -> &'static str {
         Some(RDKafkaErrorCode::Fatal) => "fatal",
         Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => "purged",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_pipeline::{config::Identity, telemetry::Metrics};
+    use rdkafka::{
+        ClientConfig,
+        admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+        bindings::rd_kafka_test_fatal_error,
+        client::DefaultClientContext,
+        types::RDKafkaRespErr,
+    };
+
+    use super::*;
+    use crate::{
+        event,
+        record::{Receipt, captured},
+        timestamp::UnixMicros,
+    };
+
+    fn record() -> Record {
+        let data = r#"{"event":"a","distinct_id":"u"}"#;
+        let now = UnixMicros::now();
+        let receipt = Receipt {
+            now,
+            now_text: now.rfc3339(),
+            sent_at: None,
+            sent_at_text: None,
+            ip: "203.0.113.9".into(),
+            token: "phc_a".into(),
+            project_id: 1,
+            historical_migration: false,
+        };
+        captured(&receipt, &event::parse(data).event.unwrap(), data)
+    }
+
+    #[tokio::test]
+    #[ignore = "needs Kafka and ClickHouse; make test provides them"]
+    async fn after_a_fatal_error_a_new_producer_takes_over_and_memory_is_given_back() {
+        let bootstrap = std::env::var("PENSTOCK_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into());
+        let mut config: CaptureConfig =
+            serde_yaml_ng::from_str(include_str!("../tests/config.yaml")).unwrap();
+        config.kafka.bootstrap_servers = bootstrap.clone();
+        config.topic = format!("capture-test.fatal.{}", uuid::Uuid::now_v7().simple());
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", &bootstrap).create().unwrap();
+        let topic = NewTopic::new(&config.topic, 1, TopicReplication::Fixed(1));
+        admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+        let identity = Identity { namespace: "n".into(), pipeline: "p".into(), component: "capture".into() };
+        let metrics = CaptureMetrics::new(&Metrics::new(&identity));
+        let sink = KafkaSink::new(&config, "pod", metrics.clone()).unwrap();
+        let write = async || {
+            let mut claim = sink.queue.claim();
+            claim.grow(record().cost()).unwrap();
+            sink.write(vec![record()], claim).await
+        };
+
+        assert_eq!(write().await, Ok(()));
+        let broken = sink.producer.load_full();
+        // SAFETY: the client lives as long as `broken`; the reason is a C string of the program.
+        unsafe {
+            rd_kafka_test_fatal_error(
+                broken.client().native_ptr(),
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+                c"made by a test".as_ptr(),
+            );
+        }
+        assert!(matches!(write().await, Err(WriteError::Undelivered(_))));
+        assert_eq!(write().await, Ok(()));
+        assert_eq!(metrics.producers_replaced.get(), 1);
+        // The thread of the last report may hold it for a moment longer than the report takes.
+        for _ in 0..100 {
+            if sink.queue.used() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(sink.queue.used(), 0);
+        admin.delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
     }
 }

@@ -17,7 +17,6 @@ pub mod routes;
 pub mod server;
 pub mod shape;
 pub mod sink;
-pub mod surrogates;
 pub mod timestamp;
 pub mod token;
 

@@ -1,7 +1,10 @@
 //! From a request to the records that it becomes: pure, but for the memory that it claims on the way.
 
 use bytes::Bytes;
-use penstock_pipeline::{events::dead_letter::Reason, projects::Projects};
+use penstock_pipeline::{
+    events::{dead_letter::Reason, surrogates},
+    projects::Projects,
+};
 
 use crate::{
     budget::Claim,
@@ -10,7 +13,6 @@ use crate::{
     record::{self, MAX_RECORD_BYTES, Receipt, Record, Stage},
     refusal::Refusal,
     shape::Body,
-    surrogates,
     timestamp::UnixMicros,
     token,
 };
@@ -69,10 +71,10 @@ pub fn prepare(
     let body = Body::parse(&text)?;
     let parsed: Vec<Parsed<'_>> = body.events.iter().map(|raw| event::parse(raw)).collect();
     let token = token::of_request(body.token, parsed.iter().map(|parsed| parsed.token.clone()))?;
-    if projects.by_token(&token).is_none() {
+    let Some(project) = projects.by_token(&token) else {
         let message = "API key is not valid: no project has this key; see the pipeline's spec.projects";
         return Err(Refusal::unauthorized("unknown_token", message));
-    }
+    };
     let sent_at = body.sent_at.or(request.query.sent_at);
     let receipt = Receipt {
         now: request.now,
@@ -81,6 +83,7 @@ pub fn prepare(
         sent_at_text: sent_at.map(UnixMicros::rfc3339),
         ip: request.ip,
         token,
+        project_id: project.id,
         historical_migration: body.historical_migration,
     };
 

@@ -118,6 +118,8 @@ pub struct Receipt {
     pub ip: String,
     /// Token of the project.
     pub token: String,
+    /// Id of the project.
+    pub project_id: i64,
     /// The client imports old events.
     pub historical_migration: bool,
 }
@@ -155,7 +157,7 @@ pub fn captured(receipt: &Receipt, event: &ValidEvent<'_>, data: &str) -> Record
         .expect("strings and booleans are always JSON, and memory takes them");
 
     let mut headers = Headers {
-        names: Vec::with_capacity(8),
+        names: Vec::with_capacity(9),
         values: String::with_capacity(192 + event.distinct_id.len()),
     };
     headers.push(captured::header::TOKEN, &receipt.token);
@@ -167,6 +169,7 @@ pub fn captured(receipt: &Receipt, event: &ValidEvent<'_>, data: &str) -> Record
     headers.push(captured::header::EVENT, &event.name);
     headers.push(captured::header::UUID, uuid);
     headers.push(captured::header::NOW, &receipt.now_text);
+    headers.push(captured::header::PROJECT_ID, &receipt.project_id.to_string());
     if receipt.historical_migration {
         headers.push(captured::header::HISTORICAL_MIGRATION, "true");
     }
@@ -236,6 +239,7 @@ mod tests {
             sent_at_text: None,
             ip: "203.0.113.9".into(),
             token: "phc_a".into(),
+            project_id: 1,
             historical_migration: false,
         }
     }
@@ -267,6 +271,7 @@ mod tests {
             ("event", "a \"b\""),
             ("uuid", "0190e9a2-1b5c-7000-8000-000000000001"),
             ("now", "2026-11-25T12:00:00.000000Z"),
+            ("penstock_project_id", "1"),
         ];
         assert_eq!(headers, expected);
     }

@@ -1,10 +1,14 @@
 //! The HTTP API: which paths there are, and what happens to a request, from its first byte to its answer.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Extension, Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request, State},
     http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
@@ -30,8 +34,7 @@ use crate::{
 
 /// Bodies from here on are unpacked on a thread of their own: they would hold up the others.
 const HEAVY_BODY_BYTES: usize = 32 * 1024;
-/// How much of a body that is too large is still read, in caps, so that its sender reads the answer instead of finding
-/// the connection broken.
+/// How much of the body of a refused request is still read, in caps.
 const DRAINED_CAPS: usize = 4;
 
 const OK: &str = r#"{"status":"Ok"}"#;
@@ -137,12 +140,12 @@ async fn take<S: Sink>(
     request: Request,
 ) -> Result<(), Refusal> {
     let now = UnixMicros::now();
-    let Ok(_place) = app.places.try_acquire() else {
-        return Err(Refusal::busy("too_many_requests"));
-    };
     let (head, body) = request.into_parts();
+    let Ok(_place) = app.places.try_acquire() else {
+        return Err(after_draining(body, cap, &app.limits, Refusal::busy("too_many_requests")).await);
+    };
     let mut in_flight = app.in_flight.claim();
-    let body = read(body, cap, app.limits.request_timeout_ms, &mut in_flight).await?;
+    let body = read(body, cap, &app.limits, &mut in_flight).await?;
     app.metrics.body_bytes.observe(body.len() as f64);
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let request = prepare::Request {
@@ -195,15 +198,25 @@ fn client_ip(peer: Option<Peer>, headers: &HeaderMap) -> String {
 }
 
 /// Reads a body, at most `cap` bytes and within the time limit. `claim` grows by what is read.
-async fn read(body: Body, cap: usize, timeout_ms: u32, claim: &mut Claim) -> Result<Bytes, Refusal> {
-    let limit = std::time::Duration::from_millis(timeout_ms.into());
-    match timeout(limit, collect(body, cap, claim)).await {
-        Ok(result) => result,
-        Err(_) => Err(Refusal::too_slow(timeout_ms)),
+async fn read(
+    mut body: Body,
+    cap: usize,
+    limits: &CaptureLimits,
+    claim: &mut Claim,
+) -> Result<Bytes, Refusal> {
+    match timeout(time_limit(limits), collect(&mut body, cap, claim)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(refusal)) => Err(after_draining(body, cap, limits, refusal).await),
+        Err(_) => Err(Refusal::too_slow(limits.request_timeout_ms)),
     }
 }
 
-async fn collect(mut body: Body, cap: usize, claim: &mut Claim) -> Result<Bytes, Refusal> {
+fn time_limit(limits: &CaptureLimits) -> Duration {
+    Duration::from_millis(limits.request_timeout_ms.into())
+}
+
+async fn collect(body: &mut Body, cap: usize, claim: &mut Claim) -> Result<Bytes, Refusal> {
+    let told = HttpBody::size_hint(body).lower();
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -214,9 +227,7 @@ async fn collect(mut body: Body, cap: usize, claim: &mut Claim) -> Result<Bytes,
             )
         })?;
         let Ok(data) = frame.into_data() else { continue };
-        let length = first.len() + all.len() + data.len();
-        if length > cap {
-            drain(body, cap).await;
+        if first.len() + all.len() + data.len() > cap {
             return Err(Refusal::too_large(format!(
                 "the body may have at most {cap} bytes, also after decompression; send smaller batches"
             )));
@@ -227,6 +238,8 @@ async fn collect(mut body: Body, cap: usize, claim: &mut Claim) -> Result<Bytes,
             continue;
         }
         if all.is_empty() {
+            // What is reserved and never comes takes address space, no memory.
+            all.reserve(usize::try_from(told).unwrap_or(cap).min(cap));
             all.extend_from_slice(&std::mem::take(&mut first));
         }
         all.extend_from_slice(&data);
@@ -234,12 +247,20 @@ async fn collect(mut body: Body, cap: usize, claim: &mut Claim) -> Result<Bytes,
     Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
-async fn drain(mut body: Body, cap: usize) {
-    let mut drained = 0_usize;
-    while let Some(Ok(frame)) = body.frame().await {
-        drained += frame.data_ref().map_or(0, Bytes::len);
-        if drained > cap.saturating_mul(DRAINED_CAPS) {
-            return;
+/// Reads on without keeping anything, so that the sender reads the refusal instead of finding the connection broken. A
+/// body that goes on and on is cut off all the same.
+async fn after_draining(mut body: Body, cap: usize, limits: &CaptureLimits, refusal: Refusal) -> Refusal {
+    let most = cap.saturating_mul(DRAINED_CAPS);
+    let drain = async {
+        let mut drained = 0_usize;
+        while let Some(Ok(frame)) = body.frame().await {
+            drained += frame.data_ref().map_or(0, Bytes::len);
+            if drained > most {
+                return;
+            }
         }
-    }
+    };
+    // Whether the sender was quick enough makes no difference to the answer.
+    let _ = timeout(time_limit(limits), drain).await;
+    refusal
 }

@@ -23,6 +23,9 @@ pub mod header {
     pub const NOW: &str = "now";
     /// `true` when the client says that it imports old events; otherwise left out.
     pub const HISTORICAL_MIGRATION: &str = "historical_migration";
+    /// Id of the project that capture found for the token; not PostHog's. Pods read a changed list of projects up to a
+    /// minute apart: an event that was answered 200 is not refused by a consumer that does not know the project yet.
+    pub const PROJECT_ID: &str = "penstock_project_id";
 }
 
 /// Value of a `captured` message.

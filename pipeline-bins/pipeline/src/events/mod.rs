@@ -3,4 +3,5 @@
 pub mod captured;
 pub mod dead_letter;
 pub mod ingested;
+pub mod surrogates;
 pub mod table;
