@@ -29,3 +29,33 @@ pub(super) fn build(
         ..ConfigMap::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::component;
+
+    #[test]
+    fn the_config_map_of_capture() {
+        insta::assert_yaml_snapshot!("config-map-capture", component("capture").config_map);
+    }
+
+    #[test]
+    fn the_config_map_of_consumer_main() {
+        insta::assert_yaml_snapshot!("config-map-consumer-main", component("consumer-main").config_map);
+    }
+
+    #[test]
+    fn the_config_map_of_transformation() {
+        insta::assert_yaml_snapshot!("config-map-transformation", component("transformation").config_map);
+    }
+
+    #[test]
+    fn the_config_map_of_export_warehouse() {
+        insta::assert_yaml_snapshot!("config-map-export-warehouse", component("export-warehouse").config_map);
+    }
+
+    #[test]
+    fn the_config_map_of_export_crm() {
+        insta::assert_yaml_snapshot!("config-map-export-crm", component("export-crm").config_map);
+    }
+}

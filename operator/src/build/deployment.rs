@@ -252,3 +252,33 @@ fn files(pipeline: &ValidatedPipeline, component: &Component, config: &Component
     }
     files
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::component;
+
+    #[test]
+    fn the_deployment_of_capture() {
+        insta::assert_yaml_snapshot!("deployment-capture", component("capture").deployment);
+    }
+
+    #[test]
+    fn the_deployment_of_consumer_main() {
+        insta::assert_yaml_snapshot!("deployment-consumer-main", component("consumer-main").deployment);
+    }
+
+    #[test]
+    fn the_deployment_of_transformation() {
+        insta::assert_yaml_snapshot!("deployment-transformation", component("transformation").deployment);
+    }
+
+    #[test]
+    fn the_deployment_of_export_warehouse() {
+        insta::assert_yaml_snapshot!("deployment-export-warehouse", component("export-warehouse").deployment);
+    }
+
+    #[test]
+    fn the_deployment_of_export_crm() {
+        insta::assert_yaml_snapshot!("deployment-export-crm", component("export-crm").deployment);
+    }
+}

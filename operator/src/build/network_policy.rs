@@ -44,3 +44,21 @@ pub(super) fn build(pipeline: &ValidatedPipeline, component: &Component) -> Netw
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::component;
+
+    #[test]
+    fn the_network_policy_of_capture() {
+        insta::assert_yaml_snapshot!("network-policy-capture", component("capture").network_policy);
+    }
+
+    #[test]
+    fn the_network_policy_of_transformation() {
+        insta::assert_yaml_snapshot!(
+            "network-policy-transformation",
+            component("transformation").network_policy
+        );
+    }
+}

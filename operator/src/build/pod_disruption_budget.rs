@@ -25,3 +25,13 @@ pub(super) fn build(pipeline: &ValidatedPipeline, component: &Component) -> PodD
         status: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::component;
+
+    #[test]
+    fn the_disruption_budget_of_capture() {
+        insta::assert_yaml_snapshot!("pod-disruption-budget", component("capture").disruption_budget);
+    }
+}

@@ -25,3 +25,16 @@ pub(super) fn build(pipeline: &ValidatedPipeline) -> Result<Secret, BuildError> 
         ..Secret::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::full;
+
+    #[test]
+    fn the_projects_are_ordered_and_resolved() {
+        insta::assert_yaml_snapshot!(
+            "projects-file",
+            String::from_utf8(full().projects.data.unwrap().remove(super::KEY).unwrap().0).unwrap()
+        );
+    }
+}

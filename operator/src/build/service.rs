@@ -40,3 +40,13 @@ pub(super) fn build(pipeline: &ValidatedPipeline) -> Service {
         status: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::full;
+
+    #[test]
+    fn the_service_of_capture() {
+        insta::assert_yaml_snapshot!("service", full().capture_service);
+    }
+}

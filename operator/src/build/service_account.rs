@@ -19,3 +19,13 @@ pub(super) fn build(
     metadata.annotations = labels::non_empty(workload.service_account_annotations.clone());
     ServiceAccount { metadata, automount_service_account_token: Some(false), ..ServiceAccount::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::build::tests::component;
+
+    #[test]
+    fn the_service_account_of_an_export() {
+        insta::assert_yaml_snapshot!("service-account", component("export-crm").service_account);
+    }
+}

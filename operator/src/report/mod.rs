@@ -237,7 +237,7 @@ fn obstacle(effect: &Effect, progress: &[(&Wanted, Progress)]) -> Option<Obstacl
                 Dependency::Observed { .. } => statement.reason,
                 _ => format!("{name}{}", statement.reason),
             },
-            message: format!("{name}: {}", statement.message),
+            message: statement.message,
             stalled: dependency.is_refused(),
         });
     }

@@ -48,6 +48,8 @@ pub struct WantedTopic {
     pub replication_factor: Option<i16>,
     /// Configuration by Kafka's names, `retention.ms` included.
     pub config: BTreeMap<String, String>,
+    /// Size in bytes that messages of this topic may have; a smaller `max.message.bytes` would refuse some.
+    pub largest_message: u32,
 }
 
 /// A consumer group that reads a topic of the pipeline.

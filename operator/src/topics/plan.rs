@@ -10,6 +10,8 @@ use penstock_pipeline::kafka::admin::{ConfigChange, ConfigSource};
 
 use super::{ConfigRepair, ManagedKeys, ObservedTopic, TopicAction, WantedTopic};
 
+const MAX_MESSAGE: &str = "max.message.bytes";
+
 /// What is done, and what is refused or only reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicPlan {
@@ -83,6 +85,15 @@ pub enum Finding {
         /// Smallest number of replicas of a partition.
         replicas: i16,
     },
+    /// The topic refuses messages that a component may send, and a refused message stops the component.
+    MessagesRefused {
+        /// The topic.
+        topic: String,
+        /// `max.message.bytes` in effect.
+        has: i64,
+        /// Size that messages may have.
+        needed: u32,
+    },
 }
 
 /// How much a finding matters.
@@ -101,7 +112,7 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Missing { .. } | Self::Leaderless { .. } => Severity::Broken,
-            Self::ShrinkRefused { .. } => Severity::Refused,
+            Self::ShrinkRefused { .. } | Self::MessagesRefused { .. } => Severity::Refused,
             Self::FewerPartitions { .. }
             | Self::ConfigDiffers { .. }
             | Self::ReplicationDiffers { .. }
@@ -119,6 +130,7 @@ impl Finding {
             Self::ConfigDiffers { .. } => "TopicConfigDiffers",
             Self::ReplicationDiffers { .. } => "ReplicationFactorDiffers",
             Self::WeakAcknowledgement { .. } => "WeakAcknowledgement",
+            Self::MessagesRefused { .. } => "MessagesRefused",
         }
     }
 }
@@ -162,6 +174,11 @@ impl fmt::Display for Finding {
                 f,
                 "topic {topic} has {replicas} replicas but min.insync.replicas=1, so an acknowledged event may be on \
                  one broker only; set min.insync.replicas to 2 in its config"
+            ),
+            Self::MessagesRefused { topic, has, needed } => write!(
+                f,
+                "topic {topic} takes messages of at most {has} bytes, but they may have {needed}, and a refused one \
+                 stops its component; set max.message.bytes to {needed} or more"
             ),
         }
     }
@@ -244,6 +261,7 @@ impl TopicPlan {
     fn create(&mut self, wanted: &WantedTopic) {
         self.managed_keys.insert(wanted.name.clone(), wanted.config.keys().cloned().collect());
         self.actions.push(TopicAction::Create(wanted.clone()));
+        self.check_message_size(wanted, wanted.config.get(MAX_MESSAGE).map(String::as_str));
     }
 
     fn keep(&mut self, wanted: &WantedTopic, observed: &ObservedTopic) {
@@ -293,6 +311,7 @@ impl TopicPlan {
             self.actions.push(TopicAction::ChangeConfig { topic: topic.clone(), repairs });
         }
         self.check_replicas(wanted, observed);
+        self.check_message_size(wanted, wanted.config.get(MAX_MESSAGE).map(String::as_str));
     }
 
     fn check(&mut self, wanted: &WantedTopic, observed: &ObservedTopic) {
@@ -316,6 +335,8 @@ impl TopicPlan {
             }
         }
         self.check_replicas(wanted, observed);
+        let size = observed.config.get(MAX_MESSAGE).and_then(|size| size.value.as_deref());
+        self.check_message_size(wanted, size);
     }
 
     fn check_replicas(&mut self, wanted: &WantedTopic, observed: &ObservedTopic) {
@@ -331,6 +352,18 @@ impl TopicPlan {
         let in_sync = observed.config.get("min.insync.replicas").and_then(|value| value.value.as_deref());
         if has >= 3 && in_sync == Some("1") && !wanted.config.contains_key("min.insync.replicas") {
             self.findings.push(Finding::WeakAcknowledgement { topic: topic.clone(), replicas: has });
+        }
+    }
+
+    /// `size` is the `max.message.bytes` that holds after this plan.
+    fn check_message_size(&mut self, wanted: &WantedTopic, size: Option<&str>) {
+        let size = size.and_then(|size| size.trim().parse::<i64>().ok());
+        if let Some(has) = size.filter(|has| *has < i64::from(wanted.largest_message)) {
+            self.findings.push(Finding::MessagesRefused {
+                topic: wanted.name.clone(),
+                has,
+                needed: wanted.largest_message,
+            });
         }
     }
 }
@@ -363,7 +396,13 @@ mod tests {
     }
 
     fn wanted(partitions: i32, entries: &[(&str, &str)]) -> WantedTopic {
-        WantedTopic { name: "t".to_owned(), partitions, replication_factor: None, config: config(entries) }
+        WantedTopic {
+            name: "t".to_owned(),
+            partitions,
+            replication_factor: None,
+            config: config(entries),
+            largest_message: 1000,
+        }
     }
 
     fn observed(partitions: i32, entries: &[(&str, &str, ConfigSource)]) -> BTreeMap<String, ObservedTopic> {
@@ -539,6 +578,22 @@ mod tests {
             ]
         );
         assert!(plan.findings[0].to_string().contains("partitions 0, 4"));
+    }
+
+    #[test]
+    fn a_topic_that_would_refuse_messages_is_told_of_whoever_manages_it() {
+        let refused = |has| vec![Finding::MessagesRefused { topic: "t".to_owned(), has, needed: 1000 }];
+        let small = wanted(1, &[("max.message.bytes", "999")]);
+        let is = observed(1, &[("max.message.bytes", "999", Topic)]);
+        let none = ManagedKeys::new();
+        assert_eq!(
+            plan(std::slice::from_ref(&small), &BTreeMap::new(), Managed, &none).findings,
+            refused(999)
+        );
+        assert_eq!(plan(std::slice::from_ref(&small), &is, Managed, &none).findings, refused(999));
+        assert_eq!(plan(&[small], &is, External, &none).findings, refused(999));
+        let enough = wanted(1, &[("max.message.bytes", "1000")]);
+        assert_eq!(plan(&[enough], &is, Managed, &none).findings, [], "it is about to be set right");
     }
 
     #[test]

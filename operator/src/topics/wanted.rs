@@ -125,6 +125,7 @@ fn topic(
         partitions: layers.iter().find_map(|settings| settings.partitions).unwrap_or(stage.partitions),
         replication_factor,
         config,
+        largest_message: stage.max_message_bytes,
     }
 }
 

@@ -68,7 +68,7 @@ pub enum Problem {
         message: String,
     },
     /// A VRL program does not compile.
-    #[error("{field} does not compile:\n{diagnostics}")]
+    #[error("{field} does not compile: {diagnostics}")]
     Transformation {
         /// Path of the field, with the step's or export's name.
         field: String,

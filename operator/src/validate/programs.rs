@@ -1,6 +1,6 @@
 //! VRL programs, compiled by the very code that runs them.
 
-use penstock_pipeline::program::{Predicate, Step};
+use penstock_pipeline::program::{Diagnostics, Predicate, Step};
 
 /// Most characters of diagnostics that a condition's message repeats.
 const MAX_DIAGNOSTICS: usize = 2_000;
@@ -10,7 +10,7 @@ const MAX_DIAGNOSTICS: usize = 2_000;
 /// # Errors
 /// The compiler's diagnostics, for people.
 pub fn check_step(source: &str) -> Result<(), String> {
-    Step::compile(source).map(drop).map_err(|diagnostics| shorten(diagnostics.to_string()))
+    Step::compile(source).map(drop).map_err(|diagnostics| told(&diagnostics))
 }
 
 /// Compiles an export's `where`.
@@ -18,10 +18,12 @@ pub fn check_step(source: &str) -> Result<(), String> {
 /// # Errors
 /// The compiler's diagnostics, for people.
 pub fn check_condition(source: &str) -> Result<(), String> {
-    Predicate::compile(source).map(drop).map_err(|diagnostics| shorten(diagnostics.to_string()))
+    Predicate::compile(source).map(drop).map_err(|diagnostics| told(&diagnostics))
 }
 
-fn shorten(mut text: String) -> String {
+/// The gist on the first line, which is all that `kubectl get events` shows; then every diagnostic with its place.
+fn told(diagnostics: &Diagnostics) -> String {
+    let mut text = format!("{}\n{diagnostics}", diagnostics.summary());
     if let Some((end, _)) = text.char_indices().nth(MAX_DIAGNOSTICS) {
         text.truncate(end);
         text.push('…');
