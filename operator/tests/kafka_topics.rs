@@ -53,7 +53,13 @@ impl Pipeline {
                 topic: name.clone(),
                 start_from: StartFrom::Earliest,
             }],
-            wanted: vec![WantedTopic { name, partitions, replication_factor: None, config }],
+            wanted: vec![WantedTopic {
+                name,
+                partitions,
+                replication_factor: None,
+                config,
+                largest_message: 0,
+            }],
             management: Management::Managed,
             managed: ManagedKeys::new(),
         }
@@ -327,6 +333,7 @@ async fn brokers_that_are_away_are_a_value_and_are_waited_for_once() {
         partitions: 1,
         replication_factor: None,
         config: BTreeMap::new(),
+        largest_message: 0,
     }];
     for _ in 0..3 {
         match topics::observe(&clusters, "127.0.0.1:1", &wanted, &[]).await {
