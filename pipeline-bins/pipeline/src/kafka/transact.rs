@@ -124,6 +124,37 @@ pub struct Options {
     pub stall_after: Duration,
 }
 
+/// What parsing a configuration cannot know. The error says which field, why, and what to write instead.
+pub fn check(source: &Source, transaction: &TransactionConfig) -> Result<(), String> {
+    if source.topic.is_empty() || source.group.is_empty() {
+        return Err("source.topic and source.group must not be empty".to_owned());
+    }
+    if source.session_timeout_ms < 1_000 {
+        return Err("source.sessionTimeoutMs must be at least 1000".to_owned());
+    }
+    if source.max_poll_interval_ms < source.session_timeout_ms {
+        return Err("source.maxPollIntervalMs must not be below source.sessionTimeoutMs".to_owned());
+    }
+    if transaction.max_messages == 0 || transaction.max_bytes == 0 {
+        return Err("transaction.maxMessages and transaction.maxBytes must be at least 1".to_owned());
+    }
+    if !(1_000..=900_000).contains(&transaction.timeout_ms) {
+        return Err(
+            "transaction.timeoutMs must be between 1000 and 900000, the most that brokers take".to_owned()
+        );
+    }
+    if transaction.max_wait_ms > transaction.timeout_ms / 2 {
+        return Err(format!(
+            "transaction.maxWaitMs must be at most half of transaction.timeoutMs ({}), after which the broker aborts",
+            transaction.timeout_ms / 2
+        ));
+    }
+    if transaction.timeout_ms >= source.max_poll_interval_ms {
+        return Err("transaction.timeoutMs must be below source.maxPollIntervalMs".to_owned());
+    }
+    Ok(())
+}
+
 /// Why an engine ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
@@ -200,4 +231,41 @@ pub fn start(
         })
         .expect("a thread can be made at the start of the process");
     Running { status, topic, ended }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::StartFrom;
+
+    #[test]
+    fn a_configuration_that_cannot_work_is_refused_by_the_name_of_its_field() {
+        let source = || Source {
+            topic: "t".into(),
+            group: "g".into(),
+            start_from: StartFrom::Earliest,
+            session_timeout_ms: 10_000,
+            max_poll_interval_ms: 60_000,
+        };
+        let transaction = || TransactionConfig {
+            id_prefix: "p.".into(),
+            timeout_ms: 10_000,
+            max_messages: 1_000,
+            max_bytes: 1 << 20,
+            max_wait_ms: 100,
+        };
+        assert_eq!(check(&source(), &transaction()), Ok(()));
+        for (source, transaction, field) in [
+            (Source { group: String::new(), ..source() }, transaction(), "source.group"),
+            (Source { session_timeout_ms: 10, ..source() }, transaction(), "source.sessionTimeoutMs"),
+            (Source { max_poll_interval_ms: 9_000, ..source() }, transaction(), "source.maxPollIntervalMs"),
+            (source(), TransactionConfig { max_messages: 0, ..transaction() }, "transaction.maxMessages"),
+            (source(), TransactionConfig { timeout_ms: 999, ..transaction() }, "transaction.timeoutMs"),
+            (source(), TransactionConfig { timeout_ms: 60_000, ..transaction() }, "source.maxPollIntervalMs"),
+            (source(), TransactionConfig { max_wait_ms: 5_001, ..transaction() }, "transaction.maxWaitMs"),
+        ] {
+            let reason = check(&source, &transaction).unwrap_err();
+            assert!(reason.contains(field), "{reason}");
+        }
+    }
 }

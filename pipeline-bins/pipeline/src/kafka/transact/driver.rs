@@ -2,6 +2,7 @@
 //! of it.
 
 use std::{
+    collections::BTreeMap,
     ffi::CString,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -77,11 +78,10 @@ pub(super) fn run(
         process,
         value: Vec::new(),
         tally: Tally::default(),
-        last_timestamp_ms: std::collections::BTreeMap::new(),
+        last_timestamp_ms: BTreeMap::new(),
         failures: 0,
         looked_at: Duration::ZERO,
         topic_looked_at: Duration::ZERO,
-        placed_at: Duration::ZERO,
         options,
         metrics,
         status,
@@ -120,11 +120,10 @@ struct Driver<'a, P> {
     process: P,
     value: Vec<u8>,
     tally: Tally,
-    last_timestamp_ms: std::collections::BTreeMap<i32, i64>,
+    last_timestamp_ms: BTreeMap<i32, i64>,
     failures: u32,
     looked_at: Duration,
     topic_looked_at: Duration,
-    placed_at: Duration,
     metrics: Metrics,
     status: &'a Status,
     stop: &'a CancellationToken,
@@ -580,7 +579,7 @@ impl<P: Process> Driver<'_, P> {
         let committed = client
             .committed_offsets(list, CALL)
             .map_err(|error| format!("reading the offsets of group {}: {error}", source.group))?;
-        let mut offsets = std::collections::BTreeMap::new();
+        let mut offsets = BTreeMap::new();
         for element in committed.elements() {
             element
                 .error()
@@ -728,6 +727,7 @@ impl<P: Process> Driver<'_, P> {
         while let Some(action) = lifecycle::before_revocation(self.state, lost) {
             match action {
                 Action::Commit => self.commit(),
+                Action::CommitPositions => self.commit_positions(),
                 _ => self.abort(),
             }
         }
@@ -816,53 +816,62 @@ impl<P: Process> Driver<'_, P> {
             };
             self.metrics.lag_seconds.get_or_create(&by).set(age);
         }
-        {
+        let unplaced = self.partitions.unplaced();
+        let nothing_waits = total == Some(0)
+            && unplaced.is_empty()
+            && !self.partitions.has_to_commit()
+            && matches!(self.state, State::Idle { .. });
+        let in_trouble = {
             let mut facts = self.status.facts();
             facts.lag = total;
-            if total == Some(0) {
+            // An unknown lag is no stall; the clock begins when it is known.
+            if nothing_waits || total.is_none() {
                 facts.progress_at = now;
-                if self.failures == 0 && matches!(self.state, State::Idle { .. } | State::Open { .. }) {
-                    facts.trouble = None;
-                }
             }
-        }
-        let unplaced = self.partitions.unplaced();
-        if !unplaced.is_empty()
-            && matches!(self.state, State::Idle { .. } | State::Open { .. })
-            && now.saturating_sub(self.placed_at) >= LOOK
-        {
-            self.placed_at = now;
+            facts.trouble.is_some()
+        };
+        if !unplaced.is_empty() && matches!(self.state, State::Idle { .. } | State::Open { .. }) {
             match self.place(&unplaced) {
-                Ok(()) => {
-                    self.status.facts().trouble = None;
-                    self.happened(Event::Moved);
-                }
+                Ok(()) => self.happened(Event::Moved),
                 Err(reason) => self.trouble(format!("reading positions: {reason}")),
             }
         }
-        if now.saturating_sub(self.topic_looked_at) >= LOOK_AT_TOPIC {
+        // With nothing to do, an answer of a broker is what tells that a trouble is over.
+        let hopeful = in_trouble && nothing_waits;
+        if hopeful || now.saturating_sub(self.topic_looked_at) >= LOOK_AT_TOPIC {
             self.topic_looked_at = now;
-            self.look_at_topic();
+            if self.look_at_topic() && hopeful {
+                self.failures = 0;
+                self.status.facts().trouble = None;
+            }
         }
     }
 
-    /// Holds all partitions when the topic is another one than before.
-    fn look_at_topic(&mut self) {
-        let Some(topic) = &self.topic else { return };
-        let was = topic.topic_id.clone();
-        match topic_ids::topic_id(self.consumer.client().client(), &self.options.source.topic, CALL) {
-            Ok(Some(id)) if id.to_string() != was => {
-                if matches!(self.state, State::Open { .. }) {
-                    self.happened(Event::Failed(Remedy::Abort));
-                }
-                for partition in self.partitions.owned() {
-                    self.hold(partition, Hold::OtherTopic { was: was.clone(), is: id.to_string() });
-                }
+    /// Holds all partitions when the topic is another one than before. True when it is there and the same.
+    fn look_at_topic(&mut self) -> bool {
+        let name = &self.options.source.topic;
+        let id = match topic_ids::topic_id(self.consumer.client().client(), name, CALL) {
+            Ok(Some(id)) => id.to_string(),
+            Ok(None) => {
+                self.trouble(format!("there is no topic {name}"));
+                return false;
             }
-            Ok(Some(_)) => {}
-            Ok(None) => self.trouble(format!("there is no topic {}", self.options.source.topic)),
-            Err(error) => debug!(%error, "cannot ask for the topic's id"),
+            Err(error) => {
+                self.trouble(format!("Kafka does not tell about topic {name}: {error}"));
+                return false;
+            }
+        };
+        let Some(was) = self.topic.as_ref().map(|topic| topic.topic_id.clone()).filter(|was| *was != id)
+        else {
+            return true;
+        };
+        if matches!(self.state, State::Open { .. }) {
+            self.happened(Event::Failed(Remedy::Abort));
         }
+        for partition in self.partitions.owned() {
+            self.hold(partition, Hold::OtherTopic { was: was.clone(), is: id.clone() });
+        }
+        false
     }
 }
 

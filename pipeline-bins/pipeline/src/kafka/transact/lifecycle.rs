@@ -121,6 +121,8 @@ pub fn before_revocation(state: State, lost: bool) -> Option<Action> {
         State::Open { .. } if lost => Some(Action::Abort),
         State::Open { .. } => Some(Action::Commit),
         State::Aborting => Some(Action::Abort),
+        // A start that was chosen just now is what the next owner must begin with.
+        State::Idle { commit_at: Some(_) } if !lost => Some(Action::CommitPositions),
         State::Idle { .. } | State::NoProducer | State::Rewinding => None,
     }
 }
@@ -387,6 +389,9 @@ mod tests {
         assert_eq!(before_revocation(OPEN, true), Some(Action::Abort));
         assert_eq!(before_revocation(State::Aborting, false), Some(Action::Abort));
         assert_eq!(before_revocation(IDLE, false), None);
+        let moved = State::Idle { commit_at: Some(ms(900)) };
+        assert_eq!(before_revocation(moved, false), Some(Action::CommitPositions));
+        assert_eq!(before_revocation(moved, true), None);
         assert_eq!(before_revocation(State::NoProducer, true), None);
     }
 
