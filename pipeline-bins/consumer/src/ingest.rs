@@ -60,29 +60,30 @@ pub struct Buffers {
     name: String,
 }
 
-/// A `captured` message; other producers may leave out what `data` has.
-#[derive(Deserialize)]
+/// A `captured` message. Other producers may leave out what `data` has, send other types, and send more.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Outer<'a> {
-    #[serde(borrow, default)]
-    uuid: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    distinct_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    ip: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    data: Cow<'a, str>,
-    #[serde(borrow, default)]
-    now: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    sent_at: Option<Cow<'a, str>>,
+    uuid: Option<&'a RawValue>,
     #[serde(borrow)]
-    token: Cow<'a, str>,
-    #[serde(borrow, default)]
-    event: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    timestamp: Option<Cow<'a, str>>,
-    #[serde(default)]
-    historical_migration: bool,
+    distinct_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    ip: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    now: Option<&'a RawValue>,
+    #[serde(borrow)]
+    sent_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow)]
+    timestamp: Option<&'a RawValue>,
+    #[serde(borrow)]
+    historical_migration: Option<&'a RawValue>,
 }
 
 /// Makes the event of a message and appends its JSON to `out`, which is untouched on a refusal.
@@ -99,11 +100,22 @@ pub fn ingest(
     buffers: &mut Buffers,
     out: &mut Vec<u8>,
 ) -> Result<Notes, Refusal> {
-    let outer: Outer<'_> = match serde_json::from_slice(message) {
-        Ok(outer) => outer,
+    let Ok(message) = std::str::from_utf8(message) else {
+        return refuse(Reason::Malformed, "not a captured message: it is not UTF-8");
+    };
+    // Values are not looked into here, so that half a surrogate in one of them refuses nothing yet.
+    let outer: Outer<'_> = match serde_json::from_str(message) {
+        // A list would be taken for the fields in their order.
+        Ok(outer) if message.trim_start().starts_with('{') => outer,
+        Ok(_) => return refuse(Reason::Malformed, "not a captured message: it is not an object"),
         Err(error) => return refuse(Reason::Malformed, format!("not a captured message: {}", place(&error))),
     };
-    let data = surrogates::replace_lone(&outer.data);
+    let Some(data) = outer.data else {
+        return refuse(Reason::MalformedData, "the message has no data");
+    };
+    // Capture sends JSON in a string; a producer that sends the object itself is understood as well.
+    let data = whole_text(data).unwrap_or(Cow::Borrowed(data.get()));
+    let data = surrogates::replace_lone(&data);
     let fields: Members<'_> = match serde_json::from_str(&data) {
         Ok(fields) => fields,
         Err(error) => {
@@ -118,22 +130,25 @@ pub fn ingest(
         },
     };
 
-    let uuid = outer.uuid.or_else(|| fields.text("uuid"));
+    let uuid = outer.uuid.map_or_else(|| fields.text("uuid"), whole_text);
     let Some(uuid) = uuid.as_deref().and_then(|uuid| Uuid::try_parse(uuid).ok()) else {
         return refuse(Reason::InvalidUuid, "uuid is missing or not a UUID");
     };
-    let project_id = match projects.by_token(&outer.token) {
+    let token =
+        outer.token.map_or_else(|| fields.text("token").or_else(|| fields.text("api_key")), whole_text);
+    let project_id = match token.as_deref().and_then(|token| projects.by_token(token)) {
         Some(project) => project.id,
         None => match project_of_capture(headers) {
             Some(id) => id,
             None => return refuse(Reason::UnknownToken, "no project has this token"),
         },
     };
-    let named = outer.event.filter(|name| !name.is_empty()).or_else(|| fields.text("event"));
+    let named =
+        outer.event.and_then(whole_text).filter(|name| !name.is_empty()).or_else(|| fields.text("event"));
     let Some(event) = named.filter(|name| !name.is_empty()).map(without_nul) else {
         return refuse(Reason::MissingEvent, "the event has no name");
     };
-    let given = outer.distinct_id.filter(|id| !id.trim().is_empty());
+    let given = outer.distinct_id.and_then(as_text).filter(|id| !id.trim().is_empty());
     let given = given.or_else(|| fields.get("distinct_id").and_then(as_text));
     let Some(distinct_id) =
         given.or_else(|| properties.get("distinct_id").and_then(as_text)).filter(|id| !id.trim().is_empty())
@@ -148,12 +163,11 @@ pub fn ingest(
     let distinct_id = without_nul(distinct_id);
 
     let Buffers { properties: rewritten, timestamp, created_at, captured_at, name } = buffers;
-    let received = outer.now.as_deref().and_then(time::read).unwrap_or_else(|| time::of_kafka(kafka_time_ms));
-    let happened = outer.timestamp.as_deref().filter(|text| !text.is_empty());
-    let happened = match happened {
-        Some(text) => Some(time::read(text)),
-        None => fields.text("timestamp").map(|text| time::read(&text)),
-    };
+    let received = outer.now.and_then(whole_text).and_then(|text| time::read(&text));
+    let received = received.unwrap_or_else(|| time::of_kafka(kafka_time_ms));
+    let happened = outer.timestamp.filter(|value| value.get() != "\"\"");
+    let happened = happened.or_else(|| fields.get("timestamp").filter(|value| value.get() != "null"));
+    let happened = happened.map(|value| whole_text(value).and_then(|text| time::read(&text)));
     // Without any time the time of receipt is no replacement.
     let time_replaced = happened == Some(None);
     time::write(timestamp, happened.flatten().unwrap_or(received));
@@ -161,11 +175,12 @@ pub fn ingest(
     time::write(created_at, time::of_kafka(kafka_time_ms));
 
     let object = |key| fields.get(key).filter(|value| value.get() != "null");
+    let (ip, sent_at) = (outer.ip.and_then(whole_text), outer.sent_at.and_then(whole_text));
     let changes = Changes {
         set: object("$set"),
         set_once: object("$set_once"),
-        ip: outer.ip.as_deref().unwrap_or_default(),
-        sent_at: outer.sent_at.as_deref(),
+        ip: ip.as_deref().unwrap_or_default(),
+        sent_at: sent_at.as_deref(),
     };
     rewrite(rewritten, &properties, &changes);
     let chain = properties.text("$elements_chain");
@@ -191,7 +206,7 @@ pub fn ingest(
         person_created_at: PERSONLESS_CREATED_AT,
         person_properties: "{}",
         person_mode: "propertyless",
-        historical_migration: outer.historical_migration,
+        historical_migration: outer.historical_migration.is_some_and(|value| value.get() == "true"),
     };
     serde_json::to_writer(out, &ingested)
         .expect("strings and numbers are always JSON, and memory takes them");
@@ -205,8 +220,16 @@ fn project_of_capture(headers: &Headers<'_>) -> Option<i64> {
 
 /// A value as a distinct id: strings as they are, everything but null as its JSON.
 fn as_text(value: &RawValue) -> Option<Cow<'_, str>> {
-    text(value)
+    whole_text(value)
         .or_else(|| (value.get() != "null" && !value.get().starts_with('"')).then(|| value.get().into()))
+}
+
+/// The text of a value that is a string, half surrogates in it replaced.
+fn whole_text(value: &RawValue) -> Option<Cow<'_, str>> {
+    text(value).or_else(|| match surrogates::replace_lone(value.get()) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(whole) => serde_json::from_str(&whole).ok().map(Cow::Owned),
+    })
 }
 
 fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {

@@ -15,7 +15,6 @@ use std::{collections::BTreeSet, time::Duration};
 use penstock_pipeline::{
     command::Context,
     config::ConsumerConfig,
-    health::Kind,
     kafka::transact::{self, Options, Stopped},
     live_file::{LiveFileError, LiveFileMetrics},
     projects,
@@ -25,6 +24,7 @@ use process::{Ingestion, Metrics};
 /// What parsing cannot know.
 pub fn check(config: &ConsumerConfig) -> Result<(), String> {
     let topics = [&config.source.topic, &config.sink, &config.dead_letter];
+    transact::check(&config.source, &config.transaction)?;
     if BTreeSet::from(topics).len() != topics.len() {
         return Err("source.topic, sink and deadLetter must be three topics".to_owned());
     }
@@ -58,8 +58,6 @@ pub async fn serve(config: ConsumerConfig, context: Context) -> Result<(), Error
     };
     let process = Ingestion::new(projects, metrics);
     let running = transact::start(options, process, &context.metrics, context.shutdown.token().clone());
-    let (live, ready) = (running.status(), running.status());
-    context.health.probe(Kind::Liveness, "transactions", move || live.liveness());
-    context.health.probe(Kind::Readiness, "transactions", move || ready.readiness());
+    running.watched_by(&context.health);
     Ok(running.ended().await?)
 }

@@ -1,7 +1,10 @@
 //! The properties of an event, rewritten without touching what needs no change: values stay the very text that the client
 //! sent, so that no number loses a digit on the way.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,7 +12,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// An object's members in their order, repeated keys included; values are their text.
+/// An object's members in their order; values are their text. Of a key that is repeated the last value counts, as in
+/// JavaScript; a reader of ours that took the first would see another event.
 #[derive(Debug, Default)]
 pub struct Members<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
 
@@ -28,11 +32,24 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 while let Some(Key(key)) = map.next_key()? {
                     members.push((key, map.next_value()?));
                 }
-                Ok(Members(members))
+                Ok(Members(keep_last(members)))
             }
         }
         deserializer.deserialize_map(Read)
     }
+}
+
+fn keep_last<'a>(mut members: Vec<(Cow<'a, str>, &'a RawValue)>) -> Vec<(Cow<'a, str>, &'a RawValue)> {
+    let last: HashMap<&str, usize> =
+        members.iter().enumerate().map(|(index, (key, _))| (key.as_ref(), index)).collect();
+    if last.len() == members.len() {
+        return members;
+    }
+    let keep: Vec<bool> =
+        members.iter().enumerate().map(|(index, (key, _))| last[key.as_ref()] == index).collect();
+    let mut keep = keep.into_iter();
+    members.retain(|_| keep.next().unwrap_or(true));
+    members
 }
 
 /// A string that is borrowed when nothing in it is escaped.
@@ -40,9 +57,9 @@ impl<'de> Deserialize<'de> for Members<'de> {
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Members<'a> {
-    /// The last value of a key, which is the one that counts in JSON readers at large.
+    /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&'a RawValue> {
-        self.0.iter().rev().find(|(other, _)| other == key).map(|(_, value)| *value)
+        self.0.iter().find(|(other, _)| other == key).map(|(_, value)| *value)
     }
 
     /// The text of a member that is a string.
@@ -74,9 +91,14 @@ pub struct Changes<'a> {
     pub sent_at: Option<&'a str>,
 }
 
-/// Keys that are taken out: they become columns, or need persons and groups, which are not kept.
-fn is_taken_out(key: &str) -> bool {
-    matches!(key, "$elements_chain" | "$group_0" | "$group_1" | "$group_2" | "$group_3" | "$group_4")
+/// Members that are taken out: what becomes a column, and what needs persons and groups, which are not kept.
+fn is_taken_out(key: &str, value: &RawValue) -> bool {
+    match key {
+        // The column is a text; what is something else stays where it is.
+        "$elements_chain" => value.get().starts_with('"'),
+        "$group_0" | "$group_1" | "$group_2" | "$group_3" | "$group_4" => true,
+        _ => false,
+    }
 }
 
 /// Writes the properties anew, in place of what `out` held.
@@ -99,7 +121,7 @@ pub fn rewrite(out: &mut Vec<u8>, members: &Members<'_>, changes: &Changes<'_>) 
                 }
             }
             "$ip" => has_ip = true,
-            key if is_taken_out(key) => continue,
+            key if is_taken_out(key, value) => continue,
             _ => {}
         }
         member(out, key, |out| out.extend_from_slice(value.get().as_bytes()));
@@ -178,6 +200,15 @@ mod tests {
     fn columns_and_groups_are_taken_out() {
         let properties = r#"{"$elements_chain":"a","$group_0":"x","$group_4":"y","$group_5":"stays","a":1}"#;
         assert_eq!(rewritten(properties, &NOTHING), r#"{"$group_5":"stays","a":1}"#);
+        let odd = r#"{"$elements_chain":["a"]}"#;
+        assert_eq!(rewritten(odd, &NOTHING), odd);
+    }
+
+    #[test]
+    fn of_a_key_that_is_repeated_the_last_value_counts() {
+        assert_eq!(rewritten(r#"{"a":1,"b":2,"a":3}"#, &NOTHING), r#"{"b":2,"a":3}"#);
+        let changes = Changes { ip: "203.0.113.9", ..NOTHING };
+        assert_eq!(rewritten(r#"{"$ip":"x","a":1,"$ip":"y"}"#, &changes), r#"{"a":1,"$ip":"y"}"#);
     }
 
     #[test]

@@ -68,17 +68,21 @@ fn a_captured_message_becomes_a_row_for_clickhouse() {
 
 #[test]
 fn what_can_never_be_an_event_is_refused_with_its_reason() {
-    for bytes in [&b""[..], b"{", b"[]", b"7", b"\xff\xfe", br#"{"token":"phc_a"}"#] {
+    for bytes in [&b""[..], b"{", b"[]", b"7", b"\xff\xfe", br#"{"token":"phc_a"} {}"#] {
         let refusal = outcome(bytes, &[]).unwrap_err();
         assert_eq!(refusal.reason, Reason::Malformed, "{bytes:?}");
     }
     let cases = [
+        (json!({"token": "phc_a", "uuid": UUID}), Reason::MalformedData),
         (with("data", json!("[]")), Reason::MalformedData),
+        (with("data", json!(7)), Reason::MalformedData),
         (with("data", json!("{")), Reason::MalformedData),
         (with("data", json!(r#"{"properties":7}"#)), Reason::MalformedData),
         (with("uuid", json!("x")), Reason::InvalidUuid),
         (with("uuid", Value::Null), Reason::InvalidUuid),
+        (with("uuid", json!(7)), Reason::InvalidUuid),
         (with("token", json!("phc_other")), Reason::UnknownToken),
+        (with("token", Value::Null), Reason::UnknownToken),
         (with("event", json!("")), Reason::MissingEvent),
         (with("distinct_id", json!(" ")), Reason::InvalidDistinctId),
         (with("distinct_id", json!("ü".repeat(401))), Reason::InvalidDistinctId),
@@ -123,6 +127,28 @@ fn what_the_message_leaves_out_is_taken_from_its_data() {
 }
 
 #[test]
+fn other_types_and_more_fields_of_other_producers_are_understood() {
+    let mut message = with("distinct_id", json!(23));
+    message["data"] = json!({"properties": {"a": 1}});
+    message["historical_migration"] = Value::Null;
+    message["library"] = json!({"name": [1, 2]});
+    message["timestamp"] = json!(1_769_904_000);
+    let (event, notes) = outcome(message.to_string().as_bytes(), &[]).unwrap();
+    assert_eq!(event.distinct_id, "23");
+    assert_eq!(event.properties, r#"{"a":1,"$ip":"203.0.113.9"}"#);
+    assert!(!event.historical_migration);
+    assert!(notes.time_replaced);
+    let message = json!({"uuid": UUID, "data": r#"{"api_key":"phc_a","event":"e","distinct_id":"d"}"#});
+    assert_eq!(ingested(&message).team_id, 7);
+}
+
+#[test]
+fn the_person_of_a_distinct_id_is_the_one_that_posthog_would_make() {
+    // uuid.uuid5(uuid.UUID("932979b4-65c3-4424-8467-0b66ec27bc22"), "7:visitor") of Python.
+    assert_eq!(ingested(&with("ip", json!(""))).person_id, "328ca068-faff-5782-8431-531840bbf453");
+}
+
+#[test]
 fn a_time_that_cannot_be_read_or_stored_is_replaced_and_counted() {
     for time in ["yesterday", "0001-01-01T00:00:00Z", "9999-01-01T00:00:00Z"] {
         let message = with("timestamp", json!(time)).to_string();
@@ -144,6 +170,9 @@ fn nul_and_lone_surrogates_harm_nothing() {
     let properties: Value = serde_json::from_str(&event.properties).unwrap();
     assert_eq!(properties["cut"], "a\u{fffd}");
     assert_eq!(properties["whole"], "😀");
+    // Also in the message itself, where capture sends none.
+    let text = with("event", json!("EVENT")).to_string().replace("EVENT", r"x\udc00");
+    assert_eq!(outcome(text.as_bytes(), &[]).unwrap().0.event, "x\u{fffd}");
 }
 
 proptest! {
@@ -159,7 +188,7 @@ proptest! {
         key in "[a-z]{1,10}",
     ) {
         let text = json!(text).to_string();
-        let properties = format!("{{\"{key}\":{number},\"t\":{text}}}");
+        let properties = format!("{{\"{key}\":{number},\"T\":{text}}}");
         let event = ingested(&captured(&format!("{{\"properties\":{properties}}}")));
         let wanted = format!("{},\"$ip\":\"203.0.113.9\"}}", &properties[..properties.len() - 1]);
         prop_assert_eq!(event.properties, wanted);
