@@ -6,10 +6,8 @@
 platform-bin:
 	@cargo build --release --quiet -p penstock-platform
 
-## platform: a real single-node cluster with Kafka and ClickHouse (15 minutes the first time, then under one)
-platform: platform-bin
+platform: platform-bin ## A real single-node cluster with Kafka and ClickHouse (first time 15 minutes, later under one)
 	@target/release/platform up
 
-## platform-down: stop it and keep the data; DATA=wipe removes the data too
-platform-down: platform-bin
+platform-down: platform-bin ## Stop it and keep its data; DATA=wipe removes that too
 	@target/release/platform down $(if $(filter wipe,$(DATA)),--wipe-data,--keep-data)

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::layout::Layout;
-use crate::{cgroup, daemon, network};
+use crate::{cgroup, daemon, network, node};
 
 /// What happens to the data of etcd, Kafka, ClickHouse and the imported images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub fn down(layout: &Layout, data: Data) -> Result<()> {
     for socket in sockets {
         let _ = std::fs::remove_file(socket);
     }
+    node::restore_settings(layout);
     remove_log_links(layout);
     remove_cni_results(layout);
     killed?;

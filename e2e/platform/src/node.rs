@@ -1,11 +1,12 @@
 //! containerd, the kubelet and kube-proxy: what makes the network namespace a node.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::command::{Run, find_on_path, wait_until};
+use crate::command::{Run, find_on_path, wait_until, write_atomically};
 use crate::control_plane::{api_url, kubectl};
 use crate::daemon::{self, Daemon, Network, config_file};
 use crate::images::PAUSE;
@@ -109,6 +110,43 @@ SystemdCgroup = false
     })
 }
 
+/// Settings of the machine's kernel that the kubelet changes as it starts.
+const CHANGED_SETTINGS: [&str; 6] = [
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+];
+
+fn settings_file(layout: &Layout) -> PathBuf {
+    layout.run().join("kernel-settings.json")
+}
+
+fn remember_settings(layout: &Layout) -> Result<()> {
+    let file = settings_file(layout);
+    if file.exists() {
+        return Ok(());
+    }
+    let values: BTreeMap<&str, String> = CHANGED_SETTINGS
+        .into_iter()
+        .filter_map(|name| Some((name, std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?)))
+        .collect();
+    write_atomically(&file, &serde_json::to_vec(&values)?)
+}
+
+/// Gives the machine's kernel the settings that it had before the kubelet was first started.
+pub fn restore_settings(layout: &Layout) {
+    let Ok(text) = std::fs::read(settings_file(layout)) else { return };
+    let values: BTreeMap<String, String> = serde_json::from_slice(&text).unwrap_or_default();
+    for name in CHANGED_SETTINGS {
+        if let Some(value) = values.get(name) {
+            let _ = std::fs::write(Path::new("/proc/sys").join(name), value.trim());
+        }
+    }
+}
+
 /// Starts the kubelet and kube-proxy, and waits until the node is ready.
 ///
 /// # Errors
@@ -150,6 +188,7 @@ pub fn ensure(layout: &Layout, kubernetes: &Path) -> Result<()> {
         }))?,
     )?;
     std::fs::create_dir_all(layout.logs().join("pods"))?;
+    remember_settings(layout)?;
     Daemon {
         name: "kubelet",
         program: kubernetes.join("kubelet"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::cgroup;
-use crate::command::{Run, find_on_path, on_path};
+use crate::command::{Run, on_path};
 use crate::daemon;
 use crate::layout::Layout;
 use crate::node::CNI_PLUGINS;
@@ -138,13 +138,8 @@ fn packages() -> Vec<&'static str> {
 pub fn check(layout: &Layout) -> Result<()> {
     let mut lacking = lacking(layout);
     let packages = packages();
-    let can_install = find_on_path("apt-get").is_some();
-    if !can_install {
-        lacking.extend(
-            packages.iter().map(|package| {
-                format!("the programs of Debian's package `{package}`, from your distribution")
-            }),
-        );
+    if !on_path("apt-get") {
+        lacking.push("apt-get: programs and the base of images come from Debian's packages, so this needs Debian or Ubuntu".to_owned());
     }
     if !lacking.is_empty() {
         bail!("this machine lacks:\n  - {}", lacking.join("\n  - "));

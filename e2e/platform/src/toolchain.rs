@@ -172,19 +172,23 @@ pub fn clickhouse(layout: &Layout) -> Result<PathBuf> {
 pub fn base(layout: &Layout) -> Result<PathBuf> {
     const PACKAGES: [&str; 6] =
         ["libc6", "libgcc-s1", "libstdc++6", "zlib1g", "ca-certificates", "busybox-static"];
-    let candidates = Run::new("apt-cache").arg("policy").args(PACKAGES).output()?;
-    let versions: String =
-        candidates.lines().filter(|line| !line.starts_with(' ') || line.contains("Candidate:")).collect();
-    cache::ensure(layout, Key::of("base").with(&versions), |new| {
+    cache::ensure(layout, Key::of("base").with(&PACKAGES.join(" ")), |new| {
         let (packages, root) = (new.join("packages"), new.join("root"));
         std::fs::create_dir_all(&packages)?;
         let log = layout.cache.join("base.log");
-        Run::new("apt-get")
-            .args(["download", "-o", "APT::Sandbox::User=root"])
-            .args(PACKAGES)
-            .dir(&packages)
-            .log(&log)
-            .quiet()?;
+        let download = || {
+            Run::new("apt-get")
+                .args(["download", "-o", "APT::Sandbox::User=root"])
+                .args(PACKAGES)
+                .dir(&packages)
+                .log(&log)
+                .quiet()
+        };
+        // The lists of a fresh machine are empty, and old ones name packages that are no longer served.
+        if download().is_err() {
+            Run::new("apt-get").arg("update").log(&log).quiet()?;
+            download()?;
+        }
         for entry in std::fs::read_dir(&packages)? {
             Run::new("dpkg").arg("-x").arg(entry?.path()).arg(&root).log(&log).quiet()?;
         }
