@@ -128,7 +128,9 @@ fn within(cap: usize, length: usize) -> Result<(), Refusal> {
 fn gunzip(compressed: &[u8], cap: usize, claim: &mut Claim) -> Result<Vec<u8>, Refusal> {
     let mut decoder = GzDecoder::new(compressed);
     let mut text = Vec::new();
-    reserve(&mut text, told_length(compressed).min(cap), claim)?;
+    if let Some(told) = told_length(compressed).filter(|told| *told <= cap) {
+        reserve(&mut text, told, claim)?;
+    }
     let mut chunk = vec![0; CHUNK_BYTES.min(cap.saturating_add(1))];
     loop {
         let read = decoder.read(&mut chunk).map_err(|error| {
@@ -147,8 +149,8 @@ fn gunzip(compressed: &[u8], cap: usize, claim: &mut Claim) -> Result<Vec<u8>, R
 }
 
 /// The length that gzip tells in its last four bytes. It may lie: a hint for allocating once, nothing more.
-fn told_length(compressed: &[u8]) -> usize {
-    compressed.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize)
+fn told_length(compressed: &[u8]) -> Option<usize> {
+    compressed.last_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize)
 }
 
 fn reserve(text: &mut Vec<u8>, bytes: usize, claim: &mut Claim) -> Result<(), Refusal> {

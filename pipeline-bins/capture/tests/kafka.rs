@@ -1,4 +1,5 @@
 //! The running binary and a real Kafka: what is answered 200 lies there, whole; what is not, does not come later.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod support;
 
@@ -152,6 +153,93 @@ fn what_was_answered_503_does_not_land_later() {
     let events: BTreeSet<String> =
         read(&topics.captured).iter().map(|message| captured(message).event).collect();
     assert_eq!(events, ["late".to_owned()].into());
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn projects_change_while_capture_runs_and_a_bad_list_changes_nothing() {
+    let topics = Topics::named("projects");
+    topics.create();
+    let capture = Capture::start(&bootstrap(), &topics, |config| config);
+    capture.wait_ready();
+    let mut connection = Connection::open(capture.address).unwrap();
+    let mut status = |token: &str| {
+        let body = format!(r#"{{"event":"a","distinct_id":"u","token":"{token}"}}"#);
+        connection.post("/e", body.as_bytes()).unwrap().status
+    };
+    assert_eq!((status(TOKEN), status("phc_new")), (200, 401));
+    capture.write_projects("- {id: 2, name: new, token: phc_new}\n");
+    until("the new project is known", Duration::from_secs(10), || status("phc_new") == 200);
+    assert_eq!(status(TOKEN), 401);
+    capture.write_projects("- {id: nonsense}\n");
+    until("the bad list is told", Duration::from_secs(10), || {
+        capture.admin("/metrics").1.contains(r#"penstock_live_file_stale{file="projects"} 1"#)
+    });
+    assert_eq!(status("phc_new"), 200);
+    assert_eq!(capture.admin("/readyz").0, 200);
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn slow_senders_are_408_and_do_not_hold_up_the_others() {
+    let topics = Topics::named("slow");
+    topics.create();
+    let capture = Capture::start(&bootstrap(), &topics, |config| {
+        config
+            .replace("requestTimeoutMs: 10000", "requestTimeoutMs: 1000")
+            .replace("maxConcurrentRequests: 64", "maxConcurrentRequests: 4")
+    });
+    capture.wait_ready();
+    let body = format!(r#"{{"event":"a","distinct_id":"u","token":"{TOKEN}"}}"#);
+    // As many requests as are handled at once, whose bodies never come.
+    let mut slow: Vec<Connection> = (0..4).map(|_| Connection::open(capture.address).unwrap()).collect();
+    for connection in &mut slow {
+        connection.write(b"POST /e HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    }
+    let mut connection = Connection::open(capture.address).unwrap();
+    until("all places are taken", Duration::from_secs(2), || {
+        connection.post("/e", body.as_bytes()).unwrap().status == 503
+    });
+    for connection in &mut slow {
+        assert_eq!(connection.answer().unwrap().status, 408);
+    }
+    assert_eq!(connection.post("/e", body.as_bytes()).unwrap().status, 200);
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn bombs_sent_at_once_take_no_more_memory_than_allowed() {
+    const CLIENTS: usize = 24;
+    let topics = Topics::named("bombs");
+    topics.create();
+    let capture = Capture::start(&bootstrap(), &topics, |config| {
+        config.replace("maxInFlightBytes: 134217728", "maxInFlightBytes: 41943040")
+    });
+    capture.wait_ready();
+    // 19 MB of JSON in 20 kB, and 200 MB in 200 kB.
+    let padded = |megabytes: usize| {
+        gzip(&format!(r#"{{"api_key":"{TOKEN}","batch":[{}7]}}"#, " ".repeat(megabytes * 1_000_000)))
+    };
+    let (large, bomb) = (padded(19), padded(200));
+    let statuses: BTreeSet<u16> = thread::scope(|scope| {
+        let send = |index: usize| {
+            let body = if index.is_multiple_of(2) { &large } else { &bomb };
+            let mut connection = Connection::open(capture.address).unwrap();
+            (0..5).map(|_| connection.post("/batch", body).unwrap().status).collect::<Vec<u16>>()
+        };
+        let senders: Vec<_> = (0..CLIENTS).map(|index| scope.spawn(move || send(index))).collect();
+        senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect()
+    });
+    // The large one has no good event; the bomb is too large; both may meet a server that is full.
+    assert!(statuses.is_subset(&[400, 413, 503].into()), "{statuses:?}");
+    assert!(statuses.contains(&400), "{statuses:?}");
+    assert_eq!(Connection::open(capture.address).unwrap().post("/batch", &bomb).unwrap().status, 413);
+    let peak = capture.peak_memory_bytes();
+    println!("peak memory {} MB, statuses {statuses:?}", peak / 1_000_000);
+    assert!(peak < 110_000_000, "{peak} bytes at the peak");
+    until("memory is given back", Duration::from_secs(5), || {
+        capture.admin("/metrics").1.contains("penstock_capture_in_flight_bytes 0\n")
+    });
 }
 
 /// What clients on connections of their own have seen.

@@ -1,5 +1,6 @@
 //! The HTTP API above the seam: statuses, headers and what is handed to the sink, without Kafka. What Kafka does with it is
 //! in `kafka.rs`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::{
     io::Write,

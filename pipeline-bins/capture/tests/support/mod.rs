@@ -124,7 +124,7 @@ pub struct Capture {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     process: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Capture {
@@ -148,9 +148,16 @@ impl Capture {
             .stdout(if std::env::var_os("SHOW_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() })
             .spawn()
             .unwrap();
-        let capture = Self { address, admin, process, _directory: directory };
+        let capture = Self { address, admin, process, directory };
         until("capture answers", Duration::from_secs(10), || TcpStream::connect(address).is_ok());
         capture
+    }
+
+    /// Replaces the list of projects, as the kubelet does it: by renaming.
+    pub fn write_projects(&self, content: &str) {
+        let next = self.directory.path().join("next");
+        fs::write(&next, content).unwrap();
+        fs::rename(next, self.directory.path().join("projects.yaml")).unwrap();
     }
 
     /// Status and body of a path of the admin server.
@@ -162,6 +169,13 @@ impl Capture {
 
     pub fn wait_ready(&self) {
         until("capture is ready", Duration::from_secs(20), || self.admin("/readyz").0 == 200);
+    }
+
+    /// The most memory that the process has ever had.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -234,7 +248,12 @@ impl Connection {
         self.answer()
     }
 
-    fn answer(&mut self) -> io::Result<Answer> {
+    /// Sends bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    pub fn answer(&mut self) -> io::Result<Answer> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
