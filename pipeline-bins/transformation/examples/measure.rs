@@ -18,7 +18,8 @@ fn main() {
     };
     let events: usize = rest.first().map_or(1_000_000, |text| text.parse().expect("EVENTS is a number"));
     let steps: Vec<StepConfig> =
-        serde_yaml_ng::from_str(&fs::read_to_string(steps).expect("STEPS can be read")).expect("STEPS is a list");
+        serde_yaml_ng::from_str(&fs::read_to_string(steps).expect("STEPS can be read"))
+            .expect("STEPS is a list");
     let chain = Chain::compile(&steps).unwrap_or_else(|error| panic!("{error}"));
     let text = fs::read_to_string(messages).expect("MESSAGES can be read");
     let messages: Vec<&str> = text.lines().collect();

@@ -1,5 +1,7 @@
 //! The binary on a real Kafka: every event of `ingested` has exactly one outcome, also when the process is killed.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -59,7 +59,7 @@ impl ExecutionControl for Interrupt<'_> {
     fn checkpoint(&mut self) -> ControlFlow<()> {
         let count = self.0.checkpoints.get().wrapping_add(1);
         self.0.checkpoints.set(count);
-        if count % CHECKPOINTS_PER_LOOK == 0 && self.0.is_exceeded() {
+        if count.is_multiple_of(CHECKPOINTS_PER_LOOK) && self.0.is_exceeded() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())

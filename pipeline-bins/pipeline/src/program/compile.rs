@@ -33,7 +33,9 @@ pub(super) struct Compiled {
 
 /// Compiles and checks.
 pub(super) fn compile(source: &str, purpose: Purpose) -> Result<Compiled, Diagnostics> {
-    limits::check(source).map_err(|problem| Diagnostics::from_iter([problem]))?;
+    if let Some(problem) = limits::broken(source) {
+        return Err(Diagnostics::from_iter([problem]));
+    }
 
     let external = ExternalEnv::new_with_kind(event_kind(), Kind::object(Collection::empty()));
     let result = compile_with_external(source, functions::available(), &external, configuration(purpose))

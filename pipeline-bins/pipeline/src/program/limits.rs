@@ -17,43 +17,49 @@ const MAX_CALLS: usize = 8;
 /// Largest index in a path: everything below it is filled, by the compiler with types, by an assignment with null.
 const MAX_INDEX: usize = 1_000;
 
-/// Checks all bounds.
-pub(super) fn check(source: &str) -> Result<(), Diagnostic> {
+/// The first bound that the source breaks.
+pub(super) fn broken(source: &str) -> Option<Diagnostic> {
     if source.trim().is_empty() {
-        return Err(Diagnostic::error(
+        return Some(Diagnostic::error(
             "the program is empty",
             "write an expression, for example .event == \"x\"",
         ));
     }
     if source.len() > MAX_SOURCE_BYTES {
-        return Err(Diagnostic::error(
+        return Some(Diagnostic::error(
             format!("the program has {} bytes, more than {MAX_SOURCE_BYTES}", source.len()),
             "split it into several steps",
         ));
     }
     let code = without_literals(source);
     if let Some(at) = too_deep(&code) {
-        return Err(Diagnostic::error(
-            format!("brackets and operators are nested more than {MAX_DEPTH} deep"),
-            "use variables for parts of the expression, a regex for many alternatives, or several steps",
-        )
-        .at_byte(source, at));
+        return Some(
+            Diagnostic::error(
+                format!("brackets and operators are nested more than {MAX_DEPTH} deep"),
+                "use variables for parts of the expression, a regex for many alternatives, or several steps",
+            )
+            .at_byte(source, at),
+        );
     }
     if let Some(at) = too_many_calls(&code) {
-        return Err(Diagnostic::error(
-            format!("calls are nested more than {MAX_CALLS} deep"),
-            "use variables for the results of the inner calls",
-        )
-        .at_byte(source, at));
+        return Some(
+            Diagnostic::error(
+                format!("calls are nested more than {MAX_CALLS} deep"),
+                "use variables for the results of the inner calls",
+            )
+            .at_byte(source, at),
+        );
     }
     if let Some((at, index)) = large_index(&code) {
-        return Err(Diagnostic::error(
-            format!("the index {index} is beyond {MAX_INDEX}"),
-            "everything below the index would be filled with null; use an object",
-        )
-        .at_byte(source, at));
+        return Some(
+            Diagnostic::error(
+                format!("the index {index} is beyond {MAX_INDEX}"),
+                "everything below the index would be filled with null; use an object",
+            )
+            .at_byte(source, at),
+        );
     }
-    Ok(())
+    None
 }
 
 /// The source with spaces in the place of what is in quotes, and of comments. Every byte keeps its place.
@@ -169,30 +175,30 @@ mod tests {
         let code = without_literals("x = \"a[1\\\"(\" # (((\ny = r'b|c\\'|d' + s'é'");
         assert_eq!(code, "x = \"      \"      \ny = r'       ' + s'  '");
         let many = "|x".repeat(2_000);
-        assert_eq!(check(&format!("match(.event, r'{many}') # {}", "(".repeat(300))), Ok(()));
+        assert_eq!(broken(&format!("match(.event, r'{many}') # {}", "(".repeat(300))), None);
     }
 
     #[test]
     fn statements_do_not_add_up_and_chains_do() {
-        assert_eq!(check(&".properties.a = 1 + 2\n".repeat(500)), Ok(()));
-        assert_eq!(check(&"if .team_id == 1 { abort }\n".repeat(500)), Ok(()));
-        assert_eq!(check(&format!("x = [{}]", "1 + 1, ".repeat(500))), Ok(()));
-        assert!(check(&format!("x = 1{}", " +\n 1".repeat(201))).is_err());
-        assert!(check(&format!("x = 1{}", "\n ?? 1".repeat(201))).is_err());
-        assert!(check(&format!("x = {}true", "!".repeat(201))).is_err());
-        assert!(check(&"x = 1 + if true {\n".repeat(100)).is_err());
+        assert_eq!(broken(&".properties.a = 1 + 2\n".repeat(500)), None);
+        assert_eq!(broken(&"if .team_id == 1 { abort }\n".repeat(500)), None);
+        assert_eq!(broken(&format!("x = [{}]", "1 + 1, ".repeat(500))), None);
+        assert!(broken(&format!("x = 1{}", " +\n 1".repeat(201))).is_some());
+        assert!(broken(&format!("x = 1{}", "\n ?? 1".repeat(201))).is_some());
+        assert!(broken(&format!("x = {}true", "!".repeat(201))).is_some());
+        assert!(broken(&"x = 1 + if true {\n".repeat(100)).is_some());
     }
 
     #[test]
     fn nested_calls_are_few() {
         let nested = |depth: usize| format!("x = {}1{}", "to_string!(".repeat(depth), ")".repeat(depth));
-        assert_eq!(check(&nested(MAX_CALLS)), Ok(()));
-        assert!(check(&nested(MAX_CALLS + 1)).is_err());
+        assert_eq!(broken(&nested(MAX_CALLS)), None);
+        assert!(broken(&nested(MAX_CALLS + 1)).is_some());
         let blocks =
             |depth: usize| format!("{} 1 {}", "for_each([1]) -> |_i, _v| {".repeat(depth), "}".repeat(depth));
-        assert_eq!(check(&blocks(MAX_CALLS)), Ok(()));
-        assert!(check(&blocks(MAX_CALLS + 1)).is_err());
-        assert_eq!(check(&"x = downcase(upcase(.event))\n".repeat(100)), Ok(()));
+        assert_eq!(broken(&blocks(MAX_CALLS)), None);
+        assert!(broken(&blocks(MAX_CALLS + 1)).is_some());
+        assert_eq!(broken(&"x = downcase(upcase(.event))\n".repeat(100)), None);
     }
 
     #[test]
@@ -203,9 +209,9 @@ mod tests {
             "x[99999999999999999999] = 1",
             ".properties.list[1_000_000] = 1",
         ] {
-            assert!(check(source).is_err(), "{source}");
+            assert!(broken(source).is_some(), "{source}");
         }
-        assert_eq!(check(".properties.a[1000] = [100000, 2]"), Ok(()));
-        assert_eq!(check(".properties.a = \"b[5000]\""), Ok(()));
+        assert_eq!(broken(".properties.a[1000] = [100000, 2]"), None);
+        assert_eq!(broken(".properties.a = \"b[5000]\""), None);
     }
 }
