@@ -611,7 +611,7 @@ mod tests {
     fn any_topic_config() -> impl Strategy<Value = BTreeMap<String, String>> {
         prop::collection::btree_map(
             prop::sample::select(&KEYS[..]).prop_map(str::to_owned),
-            "[0-9]{1,3}",
+            "[1-9][0-9]{0,2}",
             0..4,
         )
     }
