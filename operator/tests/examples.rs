@@ -1,8 +1,13 @@
 //! The pipelines in `docs/examples` can be built and do what they say.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
+
 use std::{fs, path::Path, time::Duration};
 
-use penstock_crds::IngestionPipeline;
+use penstock_crds::{
+    IngestionPipeline,
+    v1alpha1::{ExportSpec, Project, TransformationStep},
+};
 use penstock_pipeline::program::{Budget, Event, Outcome, Predicate, Step};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -113,4 +118,40 @@ fn the_webhook_gets_completed_orders_only() {
     assert!(holds("order completed", json!({"order_id": "O-1"})));
     assert!(!holds("order completed", json!({})));
     assert!(!holds("$pageview", json!({"order_id": "O-1"})));
+}
+
+/// The YAML that a page tells to add, block by block.
+fn additions(page: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/how-to").join(page);
+    let text = fs::read_to_string(path).unwrap();
+    text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_the_page_on_changes_adds_to_the_quickstart_can_be_added() {
+    let additions = additions("change-the-pipeline.md");
+    let [step, project, export] = additions.as_slice() else { panic!("{} blocks of YAML", additions.len()) };
+    let spec = example("quickstart").spec;
+
+    let steps: Vec<TransformationStep> = serde_yaml_ng::from_str(step).unwrap();
+    let compiled = Step::compile(steps[0].vrl.as_deref().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+    for (total, size) in
+        [(json!(649.9), "large"), (json!(500), "large"), (json!(12.5), "small"), (json!("?"), "small")]
+    {
+        let message = message("order completed", 1, &json!({"total": total}));
+        let mut event = Event::parse(&message).unwrap();
+        assert!(matches!(
+            compiled.run(&mut event, &Budget::start(Duration::from_secs(5))),
+            Ok(Outcome::Kept)
+        ));
+        let changed: Value = serde_json::from_slice(&event.finish().unwrap()).unwrap();
+        let properties: Value = serde_json::from_str(changed["properties"].as_str().unwrap()).unwrap();
+        assert_eq!(properties["size"], size, "{total}");
+    }
+
+    let projects: Vec<Project> = serde_yaml_ng::from_str(project).unwrap();
+    let exports: Vec<ExportSpec> = serde_yaml_ng::from_str(export).unwrap();
+    assert!(Predicate::compile(exports[0].where_.as_deref().unwrap()).is_ok());
+    assert!(spec.projects.iter().all(|old| old.id != projects[0].id && old.token != projects[0].token));
+    assert!(spec.exports.iter().all(|old| old.name != exports[0].name));
 }

@@ -2,6 +2,8 @@
 //!
 //! Needs the cluster of KUBECONFIG and leaves nothing there but the definition, if it was not installed.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
+
 mod refused;
 mod server;
 mod taken;
