@@ -52,8 +52,10 @@ BOT = ("", 0, "", "Desktop", "Mozilla/5.0 (compatible; ExampleBot/2.1; +https://
 SOURCES = [("direct", ""), ("search", "https://search.example.com/"), ("newsletter", ""), ("social", "https://social.example.com/")]
 COUNTRIES = ["DE", "FR", "NL", "AT", "DK", "PL"]
 
-# One visitor in so many is a crawler, and one request in so many is broken.
+# One visitor in so many is a crawler, one in so many uses an app that sends a list where an address should be, and one
+# request in so many is broken.
 BOT_EVERY = 25
+LIST_EVERY = 40
 BROKEN_EVERY = 100
 
 
@@ -104,6 +106,10 @@ def visit(rng, number):
             item = {**item, "quantity": rng.randint(1, 3)}
             cart.append(item)
             yield "product added", visitor.distinct_id, {**visitor.common, **item}
+    if rng.random() < 0.1 or number % LIST_EVERY == 0:
+        # Accepted by capture, which does not look into properties; a step that expects text fails on it.
+        email = [visitor.email] if number % LIST_EVERY == 0 else visitor.email
+        yield "newsletter ordered", visitor.distinct_id, {**visitor.common, "email": email}
     if not cart or rng.random() < 0.35:
         return
     anonymous, visitor.distinct_id = visitor.distinct_id, f"customer-{number}"
@@ -127,7 +133,13 @@ def broken_requests(token, run_id):
 
     without_id = json.dumps({"api_key": token, "event": "broken", "properties": properties})
     without_token = json.dumps({"event": "broken", "distinct_id": "broken", "properties": properties})
+    # One that the API cannot take beside two that it can, and one that a transformation step of the example fails on.
+    good = {"event": "coupon used", "distinct_id": "neighbour", "properties": properties}
+    mixed = json.dumps({"api_key": token, "batch": [good, {"event": "no id", "properties": properties}, good]})
+    odd_email = event(event="newsletter", properties={**properties, "email": 4711})
     return [
+        ("one bad in a batch", mixed),
+        ("email is a number", odd_email),
         ("invalid JSON", event()[:-7]),
         ("no distinct_id", without_id),
         ("empty distinct_id", event(distinct_id="")),
@@ -147,6 +159,7 @@ class Account:
         self.errors = Counter()
         self.lost = 0
         self.answers = Counter()
+        self.lists = 0
 
     def on_error(self, error, batch):
         """Called by the library for a batch that it gives up."""
@@ -212,6 +225,7 @@ def send(arguments):
                 properties={**properties, "run_id": arguments.run_id, "sent_at_ms": time.time_ns() // 1_000_000},
             )
             names[event] += 1
+            account.lists += isinstance(properties.get("email"), list)
             sent += 1
             if sent % BROKEN_EVERY == 0:
                 reason, body = broken[(sent // BROKEN_EVERY - 1) % len(broken)]
@@ -235,9 +249,10 @@ def report(account, sent, names):
             print(f"      {times} batches: {error}")
     for event, times in names.most_common():
         print(f"      {event:<22}{times}")
+    print(f"    with a list as email    {account.lists} (accepted; a step that expects text makes them dead letters)")
     print(f"    broken requests         {sum(account.answers.values())}")
     for (reason, status), times in sorted(account.answers.items()):
-        verdict = "accepted, a dead letter later" if status == 200 else "refused"
+        verdict = "taken, and kept as a dead letter" if status == 200 else "refused"
         print(f"      {reason:<22}{times} x {status} ({verdict})")
 
 
