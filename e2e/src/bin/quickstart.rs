@@ -54,6 +54,7 @@ async fn main() -> Result<()> {
     print_counts(&cluster, &table, &run_id).await?;
     print_latency(&cluster, &table, &run_id).await?;
     print_dead_letters(&cluster, &namespace, &pipeline.name_any()).await?;
+    print_dropped(&cluster, &namespace).await?;
     print_next(&cluster, &namespace, &pipeline.name_any(), &table);
     println!(
         "\nFrom the applied YAML to these figures: {:.0} s. The platform keeps running.",
@@ -267,6 +268,25 @@ async fn print_dead_letters(cluster: &Cluster, namespace: &str, name: &str) -> R
     }
     for ((step, reason), (count, detail)) in reasons {
         println!("    {count:>5}  {step:<14} {reason:<24} {detail}");
+    }
+    Ok(())
+}
+
+/// What steps dropped on purpose, by the metrics of the transformation's pods.
+async fn print_dropped(cluster: &Cluster, namespace: &str) -> Result<()> {
+    headline("==> Events that a transformation step dropped on purpose, since its pod started");
+    let mut dropped: BTreeMap<String, f64> = BTreeMap::new();
+    for pod in cluster.pods(namespace, "transformation").await? {
+        let forward = cluster.forward_to_pod(namespace, &pod.name_any(), 9090).await?;
+        let metrics = reqwest::get(format!("{}/metrics", forward.url())).await?.text().await?;
+        for line in metrics.lines().filter(|line| line.starts_with("penstock_") && line.contains("dropped")) {
+            let (name, count) = line.rsplit_once(' ').context("a metric without value")?;
+            let step = name.split('"').nth(1).unwrap_or(name);
+            *dropped.entry(step.to_owned()).or_default() += count.parse::<f64>()?;
+        }
+    }
+    for (step, count) in dropped.into_iter().filter(|(_, count)| *count > 0.0) {
+        println!("    {count:>5}  {step}");
     }
     Ok(())
 }
