@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::command::{Locked, write_atomically};
 use crate::control_plane::kubectl;
@@ -11,7 +11,9 @@ use crate::info::PlatformInfo;
 use crate::layout::{KAFKA_VERSION, KUBERNETES_VERSION, Layout};
 use crate::progress::Progress;
 use crate::toolchain::{self, Built};
-use crate::{addons, cleanup, control_plane, daemon, images, network, node, pki, preflight, services};
+use crate::{
+    addons, cgroup, cleanup, control_plane, daemon, images, network, node, pki, preflight, services,
+};
 
 /// The components whose processes are the platform's own.
 pub const DAEMONS: [&str; 8] = [
@@ -25,14 +27,25 @@ pub const DAEMONS: [&str; 8] = [
     "forwarder",
 ];
 
+/// Names the state folder of the platform that is up: there is one namespace and one cgroup of its name on a machine.
+const OWNER: &str = "/run/penstock-platform";
+
 /// Held by whoever changes the platform.
 ///
 /// # Errors
-/// The lock cannot be had.
+/// The lock cannot be had, or the platform that is up has another state folder.
 pub fn lock(layout: &Layout) -> Result<Locked> {
-    let mut path = layout.state.clone().into_os_string();
-    path.push(".lock");
-    Locked::on(Path::new(&path), "waiting for another `platform` command to end")
+    let locked =
+        Locked::on(Path::new(&format!("{OWNER}.lock")), "waiting for another `platform` command to end")?;
+    if let Ok(owner) = std::fs::read_to_string(OWNER)
+        && Path::new(owner.trim()) != layout.state
+        && cgroup::present()
+    {
+        bail!(
+            "the platform that is up on this machine keeps its state in {owner}: set PENSTOCK_PLATFORM_DIR={owner} to work with it"
+        );
+    }
+    Ok(locked)
 }
 
 /// Brings everything up and returns how to reach it.
@@ -80,6 +93,7 @@ pub fn up(layout: &Layout) -> Result<PlatformInfo> {
         || images::platform(layout, &built),
     )?;
     progress.step("network namespace and certificates", "a second", || {
+        write_atomically(Path::new(OWNER), layout.state.as_os_str().as_encoded_bytes())?;
         std::fs::create_dir_all(layout.run().join("daemons"))?;
         network::ensure()?;
         pki::ensure(layout)?;
