@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Plays the visitors of a web shop and sends what they do with the PostHog library.
 
-Each visitor arrives, looks around, and some register and buy. Everything but the times, the uuids and the run id follows
-from the seed, so two runs tell the same story. Now and then a request is broken in a way that clients in the field break them;
-the library would not send those, so they go out by plain HTTP, and the shop says what was answered.
+Each visitor arrives, looks around, and some register and buy. Everything but the times, the uuids and the run id
+follows from the seed, so two runs tell the same story. Now and then a request is broken in a way that clients in the
+field break them; the library would not send those, so they go out by plain HTTP, and the shop says what was answered.
 
     python send.py --host http://127.0.0.1:8000 --token phc_quickstart_web_shop --run-id my-run --events 3000
 
@@ -49,13 +49,16 @@ BROWSERS = [
     ("Chrome", 141, "Android", "Mobile", "Mozilla/5.0 (Linux; Android 15) Chrome/141.0 Mobile Safari/537.36"),
 ]
 BOT = ("", 0, "", "Desktop", "Mozilla/5.0 (compatible; ExampleBot/2.1; +https://bot.example.com)")
-SOURCES = [("direct", ""), ("search", "https://search.example.com/"), ("newsletter", ""), ("social", "https://social.example.com/")]
+SOURCES = [
+    ("direct", ""),
+    ("search", "https://search.example.com/"),
+    ("newsletter", ""),
+    ("social", "https://social.example.com/"),
+]
 COUNTRIES = ["DE", "FR", "NL", "AT", "DK", "PL"]
 
-# One visitor in so many is a crawler, one in so many uses an app that sends a list where an address should be, and one
-# request in so many is broken.
+# One visitor in so many is a crawler, and one request in so many is broken.
 BOT_EVERY = 25
-LIST_EVERY = 40
 BROKEN_EVERY = 100
 
 
@@ -106,10 +109,6 @@ def visit(rng, number):
             item = {**item, "quantity": rng.randint(1, 3)}
             cart.append(item)
             yield "product added", visitor.distinct_id, {**visitor.common, **item}
-    if rng.random() < 0.1 or number % LIST_EVERY == 0:
-        # Accepted by capture, which does not look into properties; a step that expects text fails on it.
-        email = [visitor.email] if number % LIST_EVERY == 0 else visitor.email
-        yield "newsletter ordered", visitor.distinct_id, {**visitor.common, "email": email}
     if not cart or rng.random() < 0.35:
         return
     anonymous, visitor.distinct_id = visitor.distinct_id, f"customer-{number}"
@@ -129,7 +128,8 @@ def broken_requests(token, run_id):
     properties = {"run_id": run_id}
 
     def event(**fields):
-        return json.dumps({"api_key": token, "event": "broken", "distinct_id": "broken", "properties": properties} | fields)
+        sound = {"api_key": token, "event": "broken", "distinct_id": "broken", "properties": properties}
+        return json.dumps(sound | fields)
 
     without_id = json.dumps({"api_key": token, "event": "broken", "properties": properties})
     without_token = json.dumps({"event": "broken", "distinct_id": "broken", "properties": properties})
@@ -159,7 +159,6 @@ class Account:
         self.errors = Counter()
         self.lost = 0
         self.answers = Counter()
-        self.lists = 0
 
     def on_error(self, error, batch):
         """Called by the library for a batch that it gives up."""
@@ -225,7 +224,6 @@ def send(arguments):
                 properties={**properties, "run_id": arguments.run_id, "sent_at_ms": time.time_ns() // 1_000_000},
             )
             names[event] += 1
-            account.lists += isinstance(properties.get("email"), list)
             sent += 1
             if sent % BROKEN_EVERY == 0:
                 reason, body = broken[(sent // BROKEN_EVERY - 1) % len(broken)]
@@ -249,7 +247,6 @@ def report(account, sent, names):
             print(f"      {times} batches: {error}")
     for event, times in names.most_common():
         print(f"      {event:<22}{times}")
-    print(f"    with a list as email    {account.lists} (accepted; a step that expects text makes them dead letters)")
     print(f"    broken requests         {sum(account.answers.values())}")
     for (reason, status), times in sorted(account.answers.items()):
         verdict = "taken, and kept as a dead letter" if status == 200 else "refused"
