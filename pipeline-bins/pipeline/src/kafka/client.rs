@@ -76,7 +76,8 @@ pub fn idempotent_producer(
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
-        .set("compression.type", "lz4")
+        // As the topics keep it: another one would be compressed again by the brokers.
+        .set("compression.type", "zstd")
         .set("message.timeout.ms", delivery_timeout_ms.to_string())
         .set("message.max.bytes", max_message_bytes.to_string())
         // Batches stay below the limit of every topic; only a single large message makes a larger one.

@@ -1,10 +1,10 @@
 //! Polls a consumer's queue and says what came, with the partition and offset that belong to it.
 //!
 //! The `rdkafka` crate drops the offset of an end of partition and the partition of an error; both decide here (how far
-//! an idle partition is done, which partition is held). It also copies a reference count for each message. This is the
+//! an idle partition is done, which partition is held). It also allocates for each message. This is the
 //! same poll, on the same queue, in a few lines.
 
-use std::{ffi::CStr, ptr::NonNull, time::Duration};
+use std::{ffi::CStr, ptr::NonNull, sync::Arc, time::Duration};
 
 use rdkafka::{
     config::RDKafkaLogLevel,
@@ -22,7 +22,7 @@ use super::message::{Headers, Message};
 /// partitions back by itself and leaves the group; that takes as long as the broker needs to answer.
 pub struct PolledConsumer<C: ConsumerContext + 'static> {
     queue: NonNull<sys::rd_kafka_queue_t>,
-    consumer: BaseConsumer<C>,
+    consumer: Arc<BaseConsumer<C>>,
 }
 
 // SAFETY: librdkafka's handles may be used from any thread.
@@ -66,12 +66,13 @@ pub enum Polled<'a> {
     Nothing,
 }
 
-/// An event with what it owns.
-pub struct Event {
+/// An event with what it owns. It keeps its consumer alive: librdkafka's events may not outlive their client.
+pub struct Event<C: ConsumerContext + 'static> {
     event: NonNull<sys::rd_kafka_event_t>,
+    consumer: Arc<BaseConsumer<C>>,
 }
 
-impl Drop for Event {
+impl<C: ConsumerContext + 'static> Drop for Event<C> {
     fn drop(&mut self) {
         // SAFETY: the event came from `rd_kafka_queue_poll` and is destroyed once.
         unsafe { sys::rd_kafka_event_destroy(self.event.as_ptr()) }
@@ -83,7 +84,7 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
     pub fn new(consumer: BaseConsumer<C>) -> Option<Self> {
         // SAFETY: the handle is valid as long as the consumer, which this value owns.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
-        NonNull::new(queue).map(|queue| Self { queue, consumer })
+        NonNull::new(queue).map(|queue| Self { queue, consumer: Arc::new(consumer) })
     }
 
     /// For everything but polling.
@@ -92,15 +93,15 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
     }
 
     /// Waits for the next event. Sub-millisecond waits do not wait.
-    pub fn poll(&self, timeout: Duration) -> Option<Event> {
+    pub fn poll(&self, timeout: Duration) -> Option<Event<C>> {
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is ours until `drop`.
-        NonNull::new(unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout) })
-            .map(|event| Event { event })
+        let event = unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout) };
+        NonNull::new(event).map(|event| Event { event, consumer: Arc::clone(&self.consumer) })
     }
 
     /// What an event says.
-    pub fn read<'e>(&self, event: &'e Event) -> Polled<'e> {
+    pub fn read<'e>(&self, event: &'e Event<C>) -> Polled<'e> {
         let raw = event.event.as_ptr();
         // SAFETY (all below): `raw` lives as long as `event`; what is borrowed from it is bound to 'e; each accessor is
         // called for the type of event that it is for.
@@ -125,7 +126,7 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
                 let mut level = 0;
                 unsafe {
                     if sys::rd_kafka_event_log(raw, &raw mut facility, &raw mut line, &raw mut level) == 0 {
-                        self.consumer.context().log(log_level(level), &text(facility), &text(line));
+                        event.consumer.context().log(log_level(level), &text(facility), &text(line));
                     }
                 }
                 Polled::Nothing

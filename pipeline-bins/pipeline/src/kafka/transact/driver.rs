@@ -155,7 +155,7 @@ impl<P: Process> Driver<'_, P> {
 
     // ---- messages -------------------------------------------------------------------------------------------------
 
-    /// Takes one event, and then all that is there without waiting, as far as the transaction has room.
+    /// Takes one event, or waits for one.
     fn poll(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         let Some(event) = self.consumer.poll(timeout) else {
             if let Some(producer) = &self.producer {
