@@ -65,6 +65,25 @@ fn what_a_step_takes_apart_keeps_its_numbers() {
 }
 
 #[test]
+fn a_compact_deletion_takes_no_neighbours_along() {
+    let source = "del(.properties.\"$ip\", compact: true)\ndel(.person_properties.name, compact: true)";
+    let result = run(source, ORDER).unwrap().unwrap();
+    assert_eq!(result, ORDER.replace(r#"\"$ip\":\"192.0.2.7\","#, ""));
+
+    let step = Step::compile(source).unwrap();
+    let later = Step::compile(".properties.a = exists(.properties.total)").unwrap();
+    let mut event = Event::parse(ORDER.as_bytes()).unwrap();
+    let budget = Budget::start(LIMIT);
+    assert_eq!(step.run(&mut event, &budget), Ok(Outcome::Kept));
+    assert_eq!(later.run(&mut event, &budget), Ok(Outcome::Kept));
+    let result = String::from_utf8(event.finish().unwrap()).unwrap();
+    assert!(properties(&result).ends_with(r#""a":true}"#), "{result}");
+
+    let result = run("if .team_id == 7 { del(.properties) }", ORDER).unwrap().unwrap();
+    assert_eq!(properties(&result), "{}");
+}
+
+#[test]
 fn personal_data_can_be_hashed() {
     let source = r#"
         if exists(.properties.email) {

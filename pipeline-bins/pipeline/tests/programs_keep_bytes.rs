@@ -91,4 +91,31 @@ proptest! {
         let result: serde_json::Value = serde_json::from_str(&result).expect("the result is JSON");
         prop_assert_eq!(result["properties"].as_str(), Some(expected.as_str()));
     }
+
+    /// A program decodes what it names; it must not matter that the rest is not decoded.
+    #[test]
+    fn what_is_not_decoded_makes_no_difference(members in members()) {
+        let message = message(&object(members));
+        for source in [
+            "del(.properties.a)",
+            "del(.properties.a, compact: true)",
+            "del(.properties.a.b, compact: true)",
+            ".properties.a = .properties.b",
+            "if exists(.properties.a) { .properties.c = is_null(.properties.b) }",
+            ".properties.b.a = .properties.c",
+            ".properties.a[1] = 2",
+            ".properties.b = to_string(.properties.a) ?? .event",
+            "del(.properties.a)\n.properties.b = exists(.properties.a)",
+        ] {
+            let properties = |result: Option<String>| {
+                let result = result.unwrap_or_else(|| message.clone());
+                let result: serde_json::Value = serde_json::from_str(&result).expect("the result is JSON");
+                let text = result["properties"].as_str().expect("properties are text").to_owned();
+                serde_json::from_str::<serde_json::Value>(&text).expect("properties are JSON")
+            };
+            let some = properties(run(source, &message));
+            let all = properties(run(&format!("whole = .\n{source}\nwhole"), &message));
+            prop_assert_eq!(some, all, "{}", source);
+        }
+    }
 }

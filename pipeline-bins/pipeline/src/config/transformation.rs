@@ -22,7 +22,7 @@ pub struct TransformationConfig {
     pub dead_letter: String,
     /// Applied in this order to every event.
     pub steps: Vec<StepConfig>,
-    /// Longest time that all steps together may take for one event, milliseconds.
+    /// Longest CPU time that all steps together may take for one event, milliseconds.
     pub event_time_budget_ms: u64,
 }
 

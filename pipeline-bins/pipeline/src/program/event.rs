@@ -139,7 +139,8 @@ impl<'a> Event<'a> {
     }
 
     /// Checks that what the programs left is still an event.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&mut self) -> Result<(), String> {
+        self.restore_objects();
         let Value::Object(current) = &self.current else { return Err("it is no object".into()) };
         for (field, decoded) in FIELDS.iter().zip(&self.decoded) {
             let was = match decoded {
@@ -178,6 +179,18 @@ impl<'a> Event<'a> {
             }
         }
         Ok(())
+    }
+
+    /// An object that is gone is an empty one: `del(…, compact: true)` takes it away when it removes the last member
+    /// that was decoded, which others that were not may have survived.
+    fn restore_objects(&mut self) {
+        for field in 0..FIELDS.len() {
+            if matches!(self.decoded[field], Some(Decoded::Object { .. })) {
+                self.current()
+                    .entry(KeyString::from(FIELDS[field].name))
+                    .or_insert_with(|| Value::Object(ObjectMap::new()));
+            }
+        }
     }
 
     /// The message with what the programs changed, or `None` if they changed nothing.

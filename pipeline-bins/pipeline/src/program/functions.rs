@@ -24,6 +24,8 @@ pub enum Refusal {
     Log,
     /// It makes much out of little, without a bound.
     Expansion,
+    /// It makes several events of one.
+    Multiplication,
     /// It belongs to Vector, not to VRL.
     Vector,
 }
@@ -50,6 +52,9 @@ impl Refusal {
             }
             Self::Log => "programs do not write logs; put what you want to see into a property of the event",
             Self::Expansion => "it could turn one small event into more memory than the process has",
+            Self::Multiplication => {
+                "one event stays one event; go through the list with for_each or map_values"
+            }
             Self::Vector => "it belongs to Vector and is not part of the VRL that runs here",
         }
     }
@@ -85,6 +90,8 @@ pub const REFUSED: &[(&str, Refusal)] = &[
     ("decode_snappy", Refusal::Expansion),
     ("decode_zlib", Refusal::Expansion),
     ("decode_zstd", Refusal::Expansion),
+    // It also reads the whole event where its path names a part, which is then all that was decoded.
+    ("unnest", Refusal::Multiplication),
     ("aggregate_vector_metrics", Refusal::Vector),
     ("find_enrichment_table_records", Refusal::Vector),
     ("find_vector_metrics", Refusal::Vector),
