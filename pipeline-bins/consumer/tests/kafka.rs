@@ -115,10 +115,15 @@ impl Consumer {
         self.process.wait().expect("gone");
     }
 
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status();
+        assert!(sent.expect("the signal is sent").success());
+    }
+
     /// Stops it as the kubelet does, and gives the exit code.
     fn terminate(mut self) -> Option<i32> {
-        let pid = self.process.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status().expect("the signal is sent");
+        self.signal("TERM");
         let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if let Some(status) = self.process.try_wait().expect("its state") {
@@ -184,6 +189,36 @@ fn load(world: &World, range: std::ops::Range<u64>) {
     world.cluster.produce(&world.captured, range.map(|n| (keys[(n % 101) as usize].as_str(), message(n).0)));
 }
 
+/// Every message of `load(0..messages)` is an event or a dead letter, once, whole, and in the order of its person.
+fn assert_exactly_once(world: &World, messages: u64) {
+    let mut found = BTreeMap::new();
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for record in world.cluster.read(&world.ingested) {
+        let event: IngestedEvent = serde_json::from_str(record.text()).expect("an ingested event");
+        assert!(found.insert(event.uuid.clone(), ()).is_none(), "{} is there twice", event.uuid);
+        let n = u64::from_str_radix(event.uuid.rsplit('-').next().unwrap_or_default(), 16).expect("a number");
+        // The very digits that were sent.
+        let expected = format!(r#"{{"n":{n},"big":123456789012345678901234567890,"$ip":"203.0.113.9"}}"#);
+        assert_eq!(event.properties, expected);
+        if let Some(before) = last.insert(event.distinct_id.clone(), n) {
+            assert!(before < n, "{}: {n} came after {before}", event.distinct_id);
+        }
+    }
+    assert_eq!(found.len() as u64, messages - messages / 20, "events");
+
+    let mut expected: Vec<(String, &str)> =
+        (0..messages).map(message).filter_map(|(text, reason)| Some((text, reason?))).collect();
+    let letters = world.cluster.read(&world.dead_letter);
+    let mut found: Vec<(String, &str)> = letters
+        .iter()
+        .map(|letter| (letter.text().to_owned(), letter.header("dlq_reason").unwrap_or_default()))
+        .collect();
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert!(expected == found, "{} dead letters of {}", found.len(), expected.len());
+    assert!(letters.iter().all(|letter| letter.header("dlq_step") == Some("consumer-main")));
+}
+
 #[test]
 #[ignore = "needs Kafka and ClickHouse; make test provides them"]
 fn nothing_is_lost_or_doubled_while_it_is_killed_again_and_again() {
@@ -209,37 +244,38 @@ fn nothing_is_lost_or_doubled_while_it_is_killed_again_and_again() {
     world.cluster.wait_for_no_lag(&world.captured, Duration::from_secs(60));
     println!("{kills} kills; the last consumer was done after {:.1} s", started.elapsed().as_secs_f64());
 
-    let mut found = BTreeMap::new();
-    let mut last: BTreeMap<String, u64> = BTreeMap::new();
-    for record in world.cluster.read(&world.ingested) {
-        let event: IngestedEvent = serde_json::from_str(record.text()).expect("an ingested event");
-        assert!(found.insert(event.uuid.clone(), ()).is_none(), "{} is there twice", event.uuid);
-        let n = u64::from_str_radix(event.uuid.rsplit('-').next().unwrap_or_default(), 16).expect("a number");
-        // The very digits that were sent.
-        let expected = format!(r#"{{"n":{n},"big":123456789012345678901234567890,"$ip":"203.0.113.9"}}"#);
-        assert_eq!(event.properties, expected);
-        if let Some(before) = last.insert(event.distinct_id.clone(), n) {
-            assert!(before < n, "{}: {n} came after {before}", event.distinct_id);
-        }
-    }
-    assert_eq!(found.len() as u64, MESSAGES - MESSAGES / 20, "events");
-
-    let mut expected: Vec<(String, &str)> =
-        (0..MESSAGES).map(message).filter_map(|(text, reason)| Some((text, reason?))).collect();
-    let letters = world.cluster.read(&world.dead_letter);
-    let mut found: Vec<(String, &str)> = letters
-        .iter()
-        .map(|letter| (letter.text().to_owned(), letter.header("dlq_reason").unwrap_or_default()))
-        .collect();
-    expected.sort_unstable();
-    found.sort_unstable();
-    assert!(expected == found, "{} dead letters of {}", found.len(), expected.len());
-    assert!(letters.iter().all(|letter| letter.header("dlq_step") == Some("consumer-main")));
+    assert_exactly_once(&world, MESSAGES);
 
     assert_eq!(consumer.get("/healthz").map(|(status, _)| status), Some(200));
     let (_, metrics) = consumer.get("/metrics").expect("metrics");
     assert!(metrics.contains("penstock_messages_read_total"), "{metrics}");
     assert_eq!(consumer.terminate(), Some(0));
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn a_process_that_was_frozen_writes_nothing_when_it_wakes() {
+    const MESSAGES: u64 = 60_000;
+    let world = World::new("frozen");
+    load(&world, 0..MESSAGES / 2);
+    let sleeper = world.start("pod-0");
+    world.cluster.wait_for_growth(&world.ingested, 0);
+    sleeper.signal("STOP");
+    let frozen = Instant::now();
+    // Takes the partitions over when the session of the first one is over, and reads what it left behind.
+    let successor = world.start("pod-1");
+    load(&world, MESSAGES / 2..MESSAGES);
+    world.cluster.wait_for_no_lag(&world.captured, Duration::from_secs(60));
+    println!("taken over {:.1} s after the freeze", frozen.elapsed().as_secs_f64());
+    sleeper.signal("CONT");
+    // Long enough for it to try what it had in hand, to be refused, and to join again.
+    std::thread::sleep(Duration::from_secs(8));
+    assert_exactly_once(&world, MESSAGES);
+    load(&world, MESSAGES..MESSAGES + 2_000);
+    world.cluster.wait_for_no_lag(&world.captured, Duration::from_secs(60));
+    assert_exactly_once(&world, MESSAGES + 2_000);
+    sleeper.wait_until_ready();
+    assert_eq!((sleeper.terminate(), successor.terminate()), (Some(0), Some(0)));
 }
 
 #[test]
