@@ -6,8 +6,8 @@ use penstock_pipeline::{
     config::KafkaConnection,
     events::dead_letter::{Reason, header},
     kafka::{
-        client::{self, LogContext},
         Message,
+        client::{self, LogContext},
         message_size::DEAD_LETTER_TOPIC,
     },
 };
@@ -35,10 +35,7 @@ const PART_BYTES: usize = 512 << 10;
 /// A message that can never be delivered.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
-    partition: i32,
-    offset: i64,
-    value: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
+    message: Kept,
     reason: Reason,
     detail: String,
 }
@@ -46,31 +43,49 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The message as it is, with the reason.
     pub fn new(message: &Message<'_>, reason: Reason, detail: impl Into<String>) -> Self {
-        let mut detail = detail.into();
-        if detail.len() > MOST_DETAIL {
-            let mut end = MOST_DETAIL;
-            while !detail.is_char_boundary(end) {
-                end -= 1;
-            }
-            detail.truncate(end);
-        }
+        Kept::new(message).dead_letter(reason, detail)
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// Partition of the source.
+    pub fn partition(&self) -> i32 {
+        self.message.partition
+    }
+
+    /// Offset in that partition.
+    pub fn offset(&self) -> i64 {
+        self.message.offset
+    }
+}
+
+/// A message in memory of its own, that may become a dead letter.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    partition: i32,
+    offset: i64,
+    timestamp_ms: i64,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Kept {
+    /// A copy of the message.
+    pub fn new(message: &Message<'_>) -> Self {
         Self {
             partition: message.partition,
             offset: message.offset,
+            timestamp_ms: message.timestamp_ms,
             value: message.value.map(<[u8]>::to_vec),
             headers: message
                 .headers
                 .iter()
                 .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.map(<[u8]>::to_vec)))
                 .collect(),
-            reason,
-            detail,
         }
-    }
-
-    /// Why.
-    pub fn reason(&self) -> Reason {
-        self.reason
     }
 
     /// Partition of the source.
@@ -81,6 +96,24 @@ impl DeadLetter {
     /// Offset in that partition.
     pub fn offset(&self) -> i64 {
         self.offset
+    }
+
+    /// The value; empty for a tombstone.
+    pub fn value(&self) -> &[u8] {
+        self.value.as_deref().unwrap_or_default()
+    }
+
+    /// The message as it is, with the reason. A detail that is too long is cut.
+    pub fn dead_letter(self, reason: Reason, detail: impl Into<String>) -> DeadLetter {
+        let mut detail = detail.into();
+        if detail.len() > MOST_DETAIL {
+            let mut end = MOST_DETAIL;
+            while !detail.is_char_boundary(end) {
+                end -= 1;
+            }
+            detail.truncate(end);
+        }
+        DeadLetter { message: self, reason, detail }
     }
 }
 
@@ -130,7 +163,12 @@ impl DeadLetters {
             match self.put_in_parts(letter, parts).await {
                 Ok(()) => return,
                 Err(error) if parts == 1 && is_too_large(&error) => {
-                    parts = letter.value.as_ref().map_or(1, |value| value.len().div_ceil(PART_BYTES)).max(2);
+                    parts = letter
+                        .message
+                        .value
+                        .as_ref()
+                        .map_or(1, |value| value.len().div_ceil(PART_BYTES))
+                        .max(2);
                     continue;
                 }
                 Err(error) => warn!(
@@ -147,9 +185,11 @@ impl DeadLetters {
 
     async fn put_in_parts(&self, letter: &DeadLetter, parts: usize) -> Result<(), KafkaError> {
         if parts == 1 {
-            return self.send(letter, letter.value.as_deref(), None).await;
+            return self.send(letter, letter.message.value.as_deref(), None).await;
         }
-        for (index, part) in letter.value.as_deref().unwrap_or_default().chunks(PART_BYTES).enumerate() {
+        for (index, part) in
+            letter.message.value.as_deref().unwrap_or_default().chunks(PART_BYTES).enumerate()
+        {
             self.send(letter, Some(part), Some(format!("{}/{parts}", index + 1))).await?;
         }
         Ok(())
@@ -161,8 +201,8 @@ impl DeadLetters {
         value: Option<&[u8]>,
         part: Option<String>,
     ) -> Result<(), KafkaError> {
-        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len() + 8);
-        for (name, value) in &letter.headers {
+        let mut headers = OwnedHeaders::new_with_capacity(letter.message.headers.len() + 8);
+        for (name, value) in &letter.message.headers {
             headers = headers.insert(Header { key: name, value: value.as_ref() });
         }
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
@@ -172,8 +212,8 @@ impl DeadLetters {
             (header::TIMESTAMP, &now),
             (header::DETAIL, &letter.detail),
             (header::SOURCE_TOPIC, &self.source_topic),
-            (header::SOURCE_PARTITION, &letter.partition.to_string()),
-            (header::SOURCE_OFFSET, &letter.offset.to_string()),
+            (header::SOURCE_PARTITION, &letter.message.partition.to_string()),
+            (header::SOURCE_OFFSET, &letter.message.offset.to_string()),
         ] {
             headers = headers.insert(Header { key, value: Some(value) });
         }
@@ -181,7 +221,8 @@ impl DeadLetters {
             headers = headers.insert(Header { key: header::PART, value: Some(part) });
         }
         let key = self.key(letter);
-        let mut record = FutureRecord::to(&self.topic).key(&key).headers(headers);
+        let mut record =
+            FutureRecord::to(&self.topic).key(&key).timestamp(letter.message.timestamp_ms).headers(headers);
         if let Some(value) = value {
             record = record.payload(value);
         }
@@ -189,7 +230,7 @@ impl DeadLetters {
     }
 
     fn key(&self, letter: &DeadLetter) -> String {
-        format!("{}/{}/{}", self.source_topic, letter.partition, letter.offset)
+        format!("{}/{}/{}", self.source_topic, letter.message.partition, letter.message.offset)
     }
 }
 

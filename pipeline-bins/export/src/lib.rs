@@ -4,13 +4,16 @@ pub mod backoff;
 pub mod clickhouse;
 pub mod dead_letters;
 pub mod filter;
+pub mod metrics;
 pub mod source;
+pub mod webhook;
 
 use std::{io, sync::Arc};
 
 use penstock_pipeline::{
     command::Context,
     config::{Destination, ExportConfig},
+    live_file::LiveFileError,
 };
 use rdkafka::error::KafkaError;
 
@@ -38,6 +41,15 @@ pub enum ExportError {
     /// The thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
+    /// The HTTP client could not be made.
+    #[error("cannot make the HTTP client: {0}")]
+    HttpClient(#[source] reqwest::Error),
+    /// The signing keys cannot be used.
+    #[error(transparent)]
+    SigningKeys(#[from] LiveFileError),
+    /// What [`check`] refuses.
+    #[error("{0}")]
+    Configuration(String),
     /// The thread ended without a word.
     #[error("the thread that reads the source panicked")]
     ThreadPanicked,
@@ -50,7 +62,7 @@ pub fn check(config: &ExportConfig) -> Result<(), String> {
     }
     match &config.destination {
         Destination::ClickHouse(destination) => clickhouse::check(destination, config),
-        Destination::Webhook(_) => Ok(()),
+        Destination::Webhook(destination) => webhook::check(destination),
     }
 }
 
@@ -61,12 +73,11 @@ pub async fn run(
     context: Context,
     observer: Arc<dyn Observer>,
 ) -> Result<(), ExportError> {
-    let filter =
-        config.where_.as_deref().map(Filter::compile).transpose().map_err(ExportError::Filter)?;
+    let filter = config.where_.as_deref().map(Filter::compile).transpose().map_err(ExportError::Filter)?;
     match config.destination.clone() {
         Destination::ClickHouse(destination) => {
             clickhouse::run(config, destination, filter, observer, context).await
         }
-        Destination::Webhook(_) => unimplemented!(),
+        Destination::Webhook(destination) => webhook::run(config, destination, filter, context).await,
     }
 }

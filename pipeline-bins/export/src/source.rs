@@ -6,13 +6,14 @@ use penstock_pipeline::kafka::{
     admin::{self, AdminError, Isolation, OffsetSpec},
     client::LogContext,
     poll::PolledConsumer,
-    topic_ids,
 };
 use rdkafka::{
     consumer::Consumer,
     error::KafkaError,
     topic_partition_list::{Offset, TopicPartitionList},
 };
+
+use crate::clickhouse::plan::{Metadata, Origin, Plan};
 
 /// Longest time that one question to the brokers takes.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -26,7 +27,7 @@ pub struct Observed {
     /// Partition.
     pub partition: i32,
     /// What the group has committed: offset and metadata.
-    pub committed: Option<(i64, String)>,
+    pub committed: Option<(i64, Metadata)>,
     /// Offset of the oldest message that is there.
     pub log_start: i64,
     /// Offset after the newest message, committed or not.
@@ -50,35 +51,48 @@ pub enum SourceError {
     NoPartition(String, i32),
 }
 
-/// The topic's id and what there is to know about `partitions`. Blocks for some seconds at most. A commit that belongs to
+/// The topic and what there is to know about `partitions`. Blocks for some seconds at most. A commit that belongs to
 /// an open transaction or is on its way is waited for.
 pub fn observe(
     consumer: &SourceConsumer,
     topic: &str,
     partitions: &[i32],
-) -> Result<(String, Vec<Observed>), SourceError> {
-    let id = topic_ids::topic_id(consumer.client().client(), topic, QUESTION)?
-        .ok_or_else(|| SourceError::NoTopic(topic.to_owned()))?
-        .to_string();
+) -> Result<(Origin, Vec<Observed>), SourceError> {
+    let description = admin::describe_topics(consumer.client().client(), &[topic], QUESTION)?
+        .remove(topic)
+        .ok_or_else(|| SourceError::NoTopic(topic.to_owned()))?;
     let ends = log_ends(consumer, topic, partitions)?;
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for &partition in partitions {
-        list.add_partition(topic, partition);
+    // Of all partitions: any of them may say how many there were when the group began.
+    let mut list = TopicPartitionList::with_capacity(description.partitions.len());
+    for partition in &description.partitions {
+        list.add_partition(topic, partition.partition);
     }
     let list = consumer.client().committed_offsets(list, QUESTION).map_err(SourceError::Committed)?;
+    let mut origin = Origin {
+        topic_id: description.id.to_string(),
+        first_partitions: i32::try_from(description.partitions.len()).unwrap_or(i32::MAX),
+    };
     let mut observed = Vec::with_capacity(partitions.len());
     for element in list.elements_for_topic(topic) {
         element.error().map_err(SourceError::Committed)?;
         let partition = element.partition();
         let committed = match element.offset() {
-            Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+            Offset::Offset(offset) => Some((offset, Metadata::parse(element.metadata()))),
             _ => None,
         };
+        if let Some((_, Metadata::Settled(was) | Metadata::Planned(Plan { origin: was, .. }))) = &committed
+            && was.topic_id == origin.topic_id
+        {
+            origin.first_partitions = origin.first_partitions.min(was.first_partitions);
+        }
+        if !partitions.contains(&partition) {
+            continue;
+        }
         let &(log_start, log_end) =
             ends.get(&partition).ok_or_else(|| SourceError::NoPartition(topic.to_owned(), partition))?;
         observed.push(Observed { partition, committed, log_start, log_end });
     }
-    Ok((id, observed))
+    Ok((origin, observed))
 }
 
 /// Oldest offset and end of each partition.

@@ -235,12 +235,7 @@ impl Collector {
         self.close(end, Extent::Open(then))
     }
 
-    fn append(
-        &mut self,
-        offset: i64,
-        now: Instant,
-        write: impl FnOnce(&mut Vec<u8>) -> Verdict,
-    ) -> Verdict {
+    fn append(&mut self, offset: i64, now: Instant, write: impl FnOnce(&mut Vec<u8>) -> Verdict) -> Verdict {
         let begin = self.bytes.len();
         let verdict = write(&mut self.bytes);
         self.first_taken.get_or_insert(now);

@@ -19,9 +19,8 @@ use penstock_pipeline::{
     events::dead_letter::Reason,
     health::{Check, Heartbeat, Kind},
     kafka::{
-        client,
+        Message, client,
         client::LogContext,
-        Message,
         poll::{Polled, PolledConsumer},
         topic_ids,
     },
@@ -37,10 +36,10 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     block::{Block, Collector, Extent, Limits, Taken, Verdict},
-    metrics::ExportMetrics,
-    plan::{Metadata, Plan, Token, TokenScope},
+    metrics::TableMetrics,
+    plan::{Metadata, Origin, Plan, Token, TokenScope},
     protocol::{Action, Assignment, Committed, Content, Epoch, Found, Input, Partition, Sealed, StartAt},
-    row::{self, Origin, RowError},
+    row::{self, Place, RowError},
     steps::{Moment, Observer},
     table::{BlockSource, Table, TableError, TableFacts},
 };
@@ -48,6 +47,7 @@ use crate::{
     ExportError, backoff,
     dead_letters::{DeadLetter, DeadLetters},
     filter::Filter,
+    metrics::SourceMetrics,
     source::{self, SourceConsumer},
 };
 
@@ -132,7 +132,8 @@ pub struct Driver {
     filter: Option<Filter>,
     dead_letters: DeadLetters,
     observer: Arc<dyn Observer>,
-    metrics: ExportMetrics,
+    metrics: SourceMetrics,
+    table_metrics: TableMetrics,
     heart: Heartbeat,
     progress: Check,
     stop: penstock_pipeline::lifecycle::Shutdown,
@@ -145,7 +146,7 @@ pub struct Driver {
     budget: usize,
 
     partitions: BTreeMap<i32, Assigned>,
-    topic_id: String,
+    origin: Origin,
     last_epoch: u64,
     requests: Arc<Semaphore>,
     answers: Receiver<Answer>,
@@ -193,7 +194,8 @@ impl Driver {
             filter,
             dead_letters,
             observer,
-            metrics: ExportMetrics::new(&context.metrics),
+            metrics: SourceMetrics::new(&context.metrics, &config.source.topic),
+            table_metrics: TableMetrics::new(&context.metrics),
             heart: context.health.heartbeat(
                 Kind::Liveness,
                 "source loop",
@@ -207,7 +209,7 @@ impl Driver {
             session_timeout: Duration::from_millis(config.source.session_timeout_ms.into()),
             budget: (limits.bytes * 3).clamp(32 << 20, 256 << 20),
             partitions: BTreeMap::new(),
-            topic_id: String::new(),
+            origin: Origin { topic_id: String::new(), first_partitions: 1 },
             last_epoch: 0,
             requests: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
             answers,
@@ -297,7 +299,7 @@ impl Driver {
         let mut letter = None;
         let mut filtered = false;
         let taken = assigned.collector.take(message.offset, now, self.limits, |out| {
-            match row_of(message, &self.topic_id, self.filter.as_ref(), out) {
+            match row_of(message, &self.origin.topic_id, self.filter.as_ref(), out) {
                 Ok(Some(facts)) => Verdict::Row(facts),
                 Ok(None) => {
                     filtered = true;
@@ -470,7 +472,7 @@ impl Driver {
                     Metadata::Planned(_) => self.observer.at(Moment::Planned, partition, offset),
                     _ => self.observer.at(Moment::Advanced, partition, offset),
                 }
-                self.metrics.committed(&self.config.source.topic, partition, offset);
+                self.metrics.committed(partition, offset);
                 Input::Committed
             }
             Err(error) => {
@@ -515,13 +517,13 @@ impl Driver {
         };
         if content == Content::Missing {
             warn!(partition, range = %plan.range, rows = count, "repairing: inserting what the table lacks of a block");
-            self.metrics.repaired.inc_by(count.into());
+            self.table_metrics.repaired.inc_by(count.into());
         }
         let token = self.tokens.deduplication_token(partition, plan, token);
         let query_id = self.tokens.query_id(partition, plan);
         let (table, answer, requests) = (self.table.clone(), self.answer.clone(), self.requests.clone());
         let (decided, patience) = (Instant::now(), self.session_timeout);
-        let seconds = self.metrics.insert_seconds.clone();
+        let seconds = self.table_metrics.insert_seconds.clone();
         let request = self.runtime.spawn(async move {
             let Ok(_permit) = requests.acquire().await else { return };
             // While this waited, the process may have stood still and the partition may have gone to another.
@@ -550,7 +552,8 @@ impl Driver {
             self.stop.request("the block of a plan is not at hand");
             return;
         };
-        let source = BlockSource { topic_id: self.topic_id.clone(), partition };
+        let query_id = self.tokens.query_id(partition, plan);
+        let source = BlockSource { topic_id: self.origin.topic_id.clone(), partition, query_id };
         let (table, answer, requests) = (self.table.clone(), self.answer.clone(), self.requests.clone());
         let request = self.runtime.spawn(async move {
             let Ok(_permit) = requests.acquire().await else { return };
@@ -599,8 +602,8 @@ impl Driver {
                         assigned.refused = false;
                         self.last_trouble = None;
                         self.last_progress = Instant::now();
-                        self.metrics.rows.inc_by(rows.into());
-                        self.metrics.blocks.inc();
+                        self.table_metrics.rows.inc_by(rows.into());
+                        self.table_metrics.blocks.inc();
                         self.observer.at(Moment::Inserted, partition, committed);
                         Input::Inserted
                     }
@@ -723,11 +726,10 @@ impl Driver {
 
     /// Metrics and health, once a second.
     fn tell(&mut self) {
-        let topic = self.config.source.topic.clone();
         let mut lag = 0;
         let mut held = 0;
         let mut reason = None;
-        let name = std::ffi::CString::new(topic.as_str()).unwrap_or_default();
+        let name = std::ffi::CString::new(self.config.source.topic.as_str()).unwrap_or_default();
         for (&partition, assigned) in &self.partitions {
             if let Some(why) = assigned.machine.held() {
                 held += 1;
@@ -735,7 +737,7 @@ impl Driver {
             }
             if let Some((_, end)) = self.consumer.known_watermarks(&name, partition) {
                 let behind = (end - assigned.machine.committed()).max(0);
-                self.metrics.lag(&topic, partition, behind);
+                self.metrics.lag(partition, behind);
                 lag += behind;
             }
         }
@@ -775,10 +777,9 @@ impl Driver {
             let epoch = Epoch(self.last_epoch);
             let (machine, action) = Partition::assign(Assignment {
                 epoch,
-                topic_id: self.topic_id.clone(),
-                committed: one
-                    .committed
-                    .map(|(offset, text)| Committed { offset, metadata: Metadata::parse(&text) }),
+                partition: one.partition,
+                origin: self.origin.clone(),
+                committed: one.committed.map(|(offset, metadata)| Committed { offset, metadata }),
                 log_start: one.log_start,
                 log_end: one.log_end,
                 start_at,
@@ -791,8 +792,7 @@ impl Driver {
                 }
                 _ => Extent::Open(self.limits),
             };
-            let position =
-                if machine.held().is_some() { Offset::End } else { Offset::Offset(start) };
+            let position = if machine.held().is_some() { Offset::End } else { Offset::Offset(start) };
             list.add_partition_offset(&self.config.source.topic, one.partition, position)
                 .map_err(ExportError::Kafka)?;
             let assigned = Assigned {
@@ -813,7 +813,7 @@ impl Driver {
             actions.push((one.partition, epoch, action));
         }
         self.consumer.client().incremental_assign(&list).map_err(ExportError::Kafka)?;
-        info!(?partitions, topic_id = self.topic_id, "partitions assigned");
+        info!(?partitions, topic_id = self.origin.topic_id, "partitions assigned");
         for (partition, epoch, action) in actions {
             self.act(partition, epoch, action);
         }
@@ -829,12 +829,10 @@ impl Driver {
         let begun = Instant::now();
         loop {
             match source::observe(&self.consumer, &self.config.source.topic, partitions) {
-                Ok((topic_id, observed)) => {
-                    if topic_id != self.topic_id && !self.topic_id.is_empty() {
-                        let id = topic_id.clone();
-                        self.take_answer(Answer::TopicId(id));
-                    }
-                    self.topic_id = topic_id;
+                Ok((origin, observed)) => {
+                    // Partitions that are here already and count another topic are held.
+                    self.take_answer(Answer::TopicId(origin.topic_id.clone()));
+                    self.origin = origin;
                     self.last_turn = Instant::now();
                     return Ok(observed);
                 }
@@ -860,7 +858,7 @@ impl Driver {
                 request.abort();
             }
         }
-        self.metrics.forget(&self.config.source.topic, partitions);
+        self.metrics.forget(partitions);
         self.consumer.client().incremental_unassign(&list).map_err(ExportError::Kafka)?;
         info!(?partitions, lost, "partitions revoked");
         self.last_turn = Instant::now();
@@ -992,13 +990,13 @@ fn row_of(
     {
         return Ok(None);
     }
-    let origin = Origin {
+    let place = Place {
         topic_id,
         partition: message.partition,
         offset: message.offset,
         timestamp_ms: message.timestamp_ms,
     };
-    row::write_row(out, value, origin).map(Some).map_err(|error| {
+    row::write_row(out, value, place).map(Some).map_err(|error| {
         let reason = match &error {
             RowError::Malformed(_) => Reason::Malformed,
             RowError::Value { .. } => Reason::InvalidRow,

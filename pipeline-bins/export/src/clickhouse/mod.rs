@@ -3,8 +3,8 @@
 mod block;
 mod driver;
 mod metrics;
-mod plan;
-mod protocol;
+pub(crate) mod plan;
+pub(crate) mod protocol;
 mod row;
 pub mod steps;
 mod table;
@@ -26,7 +26,10 @@ use table::{Table, TableFacts};
 /// Checks what parsing cannot know.
 pub fn check(destination: &ClickHouseDestination, config: &ExportConfig) -> Result<(), String> {
     if !destination.url.starts_with("http://") && !destination.url.starts_with("https://") {
-        return Err(format!("destination.clickHouse.url: {:?} is not http://… or https://…", destination.url));
+        return Err(format!(
+            "destination.clickHouse.url: {:?} is not http://… or https://…",
+            destination.url
+        ));
     }
     if destination.insert_timeout_ms >= config.source.max_poll_interval_ms {
         return Err(format!(
@@ -35,9 +38,11 @@ pub fn check(destination: &ClickHouseDestination, config: &ExportConfig) -> Resu
         ));
     }
     if destination.retry.max_attempts.is_some() {
-        return Err("destination.clickHouse.retry.maxAttempts: an export into ClickHouse never gives up; leave it \
+        return Err(
+            "destination.clickHouse.retry.maxAttempts: an export into ClickHouse never gives up; leave it \
                     out"
-        .to_owned());
+            .to_owned(),
+        );
     }
     Ok(())
 }
@@ -70,8 +75,11 @@ pub async fn run(
 
 /// Looks at the table until it is there. `None`: asked to stop meanwhile.
 async fn facts(destination: &ClickHouseDestination, context: &Context) -> Option<TableFacts> {
-    let check =
-        context.health.check(penstock_pipeline::health::Kind::Readiness, "table", "the table was not seen yet");
+    let check = context.health.check(
+        penstock_pipeline::health::Kind::Readiness,
+        "table",
+        "the table was not seen yet",
+    );
     let table = Table::new(destination);
     let mut failures = 0;
     loop {

@@ -1,8 +1,8 @@
 //! What is written beside a committed offset, and the token of an insert.
 //!
-//! Every commit of the group carries the topic's id in its metadata; while an insert may be under way it also carries
-//! the plan. Both are plain text, so that `kafka-consumer-groups --describe --offsets` users can read them:
-//! `penstock/1 <topic id>` and `penstock/1 <topic id> <start>..<end> <milliseconds since 1970>`.
+//! Every commit of the group says in its metadata which topic its offsets count; while an insert may be under way it also
+//! carries the plan. Both are plain text: `penstock/1 <topic id> <partitions>`, as all components write it, and
+//! `penstock/1 <topic id> <partitions> <start>..<end> <milliseconds since 1970>`.
 
 use std::fmt;
 
@@ -42,11 +42,27 @@ impl fmt::Display for OffsetRange {
     }
 }
 
+/// What the offsets of a group count. They mean nothing in a topic that was deleted and made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Kafka's id of the topic.
+    pub topic_id: String,
+    /// Partitions of the topic when the group first committed. A later partition is read from its beginning, whatever
+    /// `startFrom` says: nobody decided to skip what is in it.
+    pub first_partitions: i32,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.topic_id, self.first_partitions)
+    }
+}
+
 /// A block that may have been inserted. Immutable once committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Id of the topic whose offsets these are.
-    pub topic_id: String,
+    /// The topic whose offsets these are.
+    pub origin: Origin,
     /// The offsets.
     pub range: OffsetRange,
     /// When it was made, milliseconds since 1970; for people.
@@ -59,10 +75,7 @@ pub enum Metadata {
     /// None, or some other program's.
     Foreign,
     /// Nothing is under way.
-    Settled {
-        /// Id of the topic whose offset it is.
-        topic_id: String,
-    },
+    Settled(Origin),
     /// This block may be partly or wholly in the table.
     Planned(Plan),
     /// Ours, but of a version that this one cannot read.
@@ -84,13 +97,15 @@ impl Metadata {
             return None;
         }
         let topic_id = words.next().filter(|id| !id.is_empty())?.to_owned();
+        let first_partitions = words.next()?.parse().ok().filter(|&partitions| partitions > 0)?;
+        let origin = Origin { topic_id, first_partitions };
         let Some(range) = words.next() else {
-            return Some(Self::Settled { topic_id });
+            return Some(Self::Settled(origin));
         };
         let (start, end) = range.split_once("..")?;
         let range = OffsetRange::new(start.parse().ok()?, end.parse().ok()?)?;
         let made_at_ms = words.next()?.parse().ok()?;
-        words.next().is_none().then_some(Self::Planned(Plan { topic_id, range, made_at_ms }))
+        words.next().is_none().then_some(Self::Planned(Plan { origin, range, made_at_ms }))
     }
 }
 
@@ -98,9 +113,9 @@ impl fmt::Display for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign | Self::Unreadable => Ok(()),
-            Self::Settled { topic_id } => write!(f, "{FORMAT} {topic_id}"),
+            Self::Settled(origin) => write!(f, "{FORMAT} {origin}"),
             Self::Planned(plan) => {
-                write!(f, "{FORMAT} {} {} {}", plan.topic_id, plan.range, plan.made_at_ms)
+                write!(f, "{FORMAT} {} {} {}", plan.origin, plan.range, plan.made_at_ms)
             }
         }
     }
@@ -135,14 +150,14 @@ impl TokenScope {
         }
     }
 
-    /// The `query_id` of every insert of `plan`: the server refuses to run two queries of one id at the same time, so
-    /// that an attempt that still runs there and its repetition exclude each other.
+    /// The `query_id` of every insert and read-back of `plan`: the server refuses to run two queries of one id at the same
+    /// time, so that an attempt that still runs there excludes its repetition, and the question whether it was successful.
     pub fn query_id(&self, partition: i32, plan: &Plan) -> String {
         format!("penstock:{}", self.block_name(partition, plan))
     }
 
     fn block_name(&self, partition: i32, plan: &Plan) -> String {
-        format!("{}:{}:{}:{partition}:{}", self.group, self.table_uuid, plan.topic_id, plan.range)
+        format!("{}:{}:{}:{partition}:{}", self.group, self.table_uuid, plan.origin.topic_id, plan.range)
     }
 }
 
@@ -150,24 +165,22 @@ impl TokenScope {
 mod tests {
     use super::*;
 
+    fn origin() -> Origin {
+        Origin { topic_id: "b8tRS7h4TJ2Vt43Dp85v2A".into(), first_partitions: 12 }
+    }
+
     fn plan() -> Plan {
-        Plan {
-            topic_id: "b8tRS7h4TJ2Vt43Dp85v2A".into(),
-            range: OffsetRange::new(10, 25).unwrap(),
-            made_at_ms: 1_764_000_000_000,
-        }
+        Plan { origin: origin(), range: OffsetRange::new(10, 25).unwrap(), made_at_ms: 1_764_000_000_000 }
     }
 
     #[test]
     fn what_is_committed_is_read_back() {
-        for metadata in
-            [Metadata::Settled { topic_id: "b8tRS7h4TJ2Vt43Dp85v2A".into() }, Metadata::Planned(plan())]
-        {
+        for metadata in [Metadata::Settled(origin()), Metadata::Planned(plan())] {
             assert_eq!(Metadata::parse(&metadata.to_string()), metadata);
         }
         assert_eq!(
             Metadata::Planned(plan()).to_string(),
-            "penstock/1 b8tRS7h4TJ2Vt43Dp85v2A 10..25 1764000000000"
+            "penstock/1 b8tRS7h4TJ2Vt43Dp85v2A 12 10..25 1764000000000"
         );
     }
 
@@ -177,15 +190,18 @@ mod tests {
             assert_eq!(Metadata::parse(foreign), Metadata::Foreign, "{foreign:?}");
         }
         for unreadable in [
-            "penstock/2 id 1..2 3",
+            "penstock/2 id 3 1..2 3",
             "penstock/1",
             "penstock/1 ",
-            "penstock/1 id 5..5 3",
-            "penstock/1 id 6..5 3",
-            "penstock/1 id -1..5 3",
-            "penstock/1 id 1..2",
-            "penstock/1 id 1..2 3 4",
-            "penstock/1 id 1-2 3",
+            "penstock/1 id",
+            "penstock/1 id 0",
+            "penstock/1 id many",
+            "penstock/1 id 3 5..5 3",
+            "penstock/1 id 3 6..5 3",
+            "penstock/1 id 3 -1..5 3",
+            "penstock/1 id 3 1..2",
+            "penstock/1 id 3 1..2 3 4",
+            "penstock/1 id 3 1-2 3",
         ] {
             assert_eq!(Metadata::parse(unreadable), Metadata::Unreadable, "{unreadable:?}");
         }

@@ -20,16 +20,19 @@
 //! - The plan lies in Kafka before the insert is sent, and is never changed. Whoever takes the partition over finds it,
 //!   collects exactly its range and settles it before anything else.
 //! - A plain success of the first insert of a plan that this owner made is believed. After anything else (time-out, lost
-//!   answer, any error, take-over) the table is asked which offsets of the range it has. That is the truth; tokens only
-//!   keep two attempts that run at the same time from both succeeding.
+//!   answer, any error, take-over) the table is asked which offsets of the range it has, also after a success: it may be
+//!   the success of a token that an earlier attempt left behind without its rows. The table is the truth; tokens only keep
+//!   two attempts that run at the same time from both succeeding.
 //! - The first blocks after a take-over are read back before they are inserted, until one is found to be absent: if the
 //!   committed offset was set back (by a stalled former owner, by hand, or because the group expired), what lies in
 //!   the table already is not inserted again.
 //! - Rows of one block may land in several table partitions, which the server commits one after the other: a block can be
-//!   there in part. Only what is missing is inserted then, under the token of a repair. An acknowledged repair whose
-//!   rows still do not show is repeated under a new token, because a server may remember a token whose part it lost.
+//!   there in part. Then only what is missing is sent, first under the token of the block: the server remembers tokens per
+//!   table partition, so that an earlier attempt that is still at work and this one cannot both succeed. What was
+//!   acknowledged and still does not show is sent under the token of a repair, and of another repair after that: a server
+//!   may remember a token whose part it lost.
 
-use super::plan::{Metadata, OffsetRange, Plan, Token};
+use super::plan::{Metadata, OffsetRange, Origin, Plan, Token};
 
 /// Counts the assignments of a partition to this process. What was begun under one epoch has no say in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,8 +43,10 @@ pub struct Epoch(pub u64);
 pub struct Assignment {
     /// Number of this assignment.
     pub epoch: Epoch,
-    /// Id that the topic has now.
-    pub topic_id: String,
+    /// Number of the partition.
+    pub partition: i32,
+    /// The topic as it is now, with the number of partitions that the group first saw.
+    pub origin: Origin,
     /// What the group has committed.
     pub committed: Option<Committed>,
     /// Offset of the oldest message that the partition still has.
@@ -66,7 +71,7 @@ pub struct Committed {
 pub enum StartAt {
     /// At the oldest message.
     LogStart,
-    /// After the newest message.
+    /// After the newest message; at the oldest of a partition that was added since the group began.
     LogEnd,
 }
 
@@ -240,7 +245,7 @@ enum Retry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     epoch: Epoch,
-    topic_id: String,
+    origin: Origin,
     /// Offset that the group has committed.
     committed: i64,
     /// The next block, sealed while the last was under way.
@@ -256,10 +261,11 @@ impl Partition {
     /// Takes a partition over. The action is [`Action::Collect`], [`Action::CollectExactly`], [`Action::Commit`] (a first
     /// position, from which is collected at the same time) or [`Action::Hold`].
     pub fn assign(assignment: Assignment) -> (Self, Action) {
-        let Assignment { epoch, topic_id, committed, log_start, log_end, start_at } = assignment;
+        let Assignment { epoch, partition: number, origin, committed, log_start, log_end, start_at } =
+            assignment;
         let mut partition = Self {
             epoch,
-            topic_id,
+            origin,
             committed: 0,
             ready: None,
             verify: true,
@@ -268,20 +274,20 @@ impl Partition {
         };
         let Some(Committed { offset, metadata }) = committed else {
             let start = match start_at {
-                StartAt::LogStart => log_start,
-                StartAt::LogEnd => log_end,
+                StartAt::LogEnd if number < partition.origin.first_partitions => log_end,
+                StartAt::LogStart | StartAt::LogEnd => log_start,
             };
             partition.committed = start;
             let action = partition.advance(start);
             return (partition, action);
         };
         partition.committed = offset;
-        if let Metadata::Settled { topic_id } | Metadata::Planned(Plan { topic_id, .. }) = &metadata
-            && *topic_id != partition.topic_id
+        if let Metadata::Settled(was) | Metadata::Planned(Plan { origin: was, .. }) = &metadata
+            && was.topic_id != partition.origin.topic_id
         {
             let reason = HoldReason::TopicRecreated {
-                committed: topic_id.clone(),
-                current: partition.topic_id.clone(),
+                committed: was.topic_id.clone(),
+                current: partition.origin.topic_id.clone(),
             };
             let action = partition.hold(reason);
             return (partition, action);
@@ -296,7 +302,7 @@ impl Partition {
             return (partition, action);
         }
         let action = match metadata {
-            Metadata::Foreign | Metadata::Settled { .. } => Action::Collect,
+            Metadata::Foreign | Metadata::Settled(_) => Action::Collect,
             Metadata::Planned(plan) if plan.range.start() == offset => {
                 let range = plan.range;
                 partition.state = State::Collecting { planned: Some(plan) };
@@ -364,8 +370,9 @@ impl Partition {
             return Action::Nothing;
         }
         match input {
-            Input::TopicId(current) if current != self.topic_id => {
-                return self.hold(HoldReason::TopicRecreated { committed: self.topic_id.clone(), current });
+            Input::TopicId(current) if current != self.origin.topic_id => {
+                return self
+                    .hold(HoldReason::TopicRecreated { committed: self.origin.topic_id.clone(), current });
             }
             Input::OutOfRange { offset, log_start, log_end } => {
                 return self.hold(HoldReason::OutOfRange { offset, log_start, log_end });
@@ -377,7 +384,9 @@ impl Partition {
                 self.ready = Some(block);
                 self.begin_ready(now_ms)
             }
-            (State::Collecting { planned: Some(plan) }, Input::Sealed(block)) if block.range == plan.range => {
+            (State::Collecting { planned: Some(plan) }, Input::Sealed(block))
+                if block.range == plan.range =>
+            {
                 if block.rows == 0 {
                     // Nothing of the range is a row any more (another `where`, say): nothing to settle.
                     return self.advance(plan.range.end());
@@ -420,21 +429,12 @@ impl Partition {
             (State::ReadingBack { plan, .. }, Input::ReadBack(Found { missing: 0, .. })) => {
                 self.finish(&plan, now_ms)
             }
-            (
-                State::ReadingBack { plan, next: Token::Block, before_first_insert },
-                Input::ReadBack(Found { present: 0, .. }),
-            ) => {
-                if before_first_insert {
+            (State::ReadingBack { plan, next, before_first_insert }, Input::ReadBack(found)) => {
+                let content = if found.present == 0 { Content::Whole } else { Content::Missing };
+                if before_first_insert && found.present == 0 {
                     self.verify = false;
                 }
-                self.insert(plan, Content::Whole, Token::Block, before_first_insert)
-            }
-            (State::ReadingBack { plan, next, .. }, Input::ReadBack(_)) => {
-                let token = match next {
-                    Token::Block => Token::Repair(1),
-                    repair => repair,
-                };
-                self.insert(plan, Content::Missing, token, false)
+                self.insert(plan, content, next, false)
             }
             (State::ReadingBack { plan, next, .. }, Input::ReadBackFailed) => {
                 self.pause(Retry::ReadBack { plan, next })
@@ -459,7 +459,7 @@ impl Partition {
     }
 
     fn settled(&self) -> Metadata {
-        Metadata::Settled { topic_id: self.topic_id.clone() }
+        Metadata::Settled(self.origin.clone())
     }
 
     /// Begins the block that is ready, if there is one.
@@ -468,7 +468,7 @@ impl Partition {
             None => Action::Collect,
             Some(Sealed { range, rows: 0 }) => self.advance(range.end()),
             Some(Sealed { range, .. }) => {
-                self.plan(Plan { topic_id: self.topic_id.clone(), range, made_at_ms: now_ms })
+                self.plan(Plan { origin: self.origin.clone(), range, made_at_ms: now_ms })
             }
         }
     }
@@ -519,5 +519,7 @@ impl Partition {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 /// Where in Kafka a message lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin<'a> {
+pub struct Place<'a> {
     /// Id of the topic.
     pub topic_id: &'a str,
     /// Partition.
@@ -98,7 +98,7 @@ pub fn write_header(out: &mut Vec<u8>) {
 }
 
 /// Appends the row of `message` to `out`. On an error `out` is as before.
-pub fn write_row(out: &mut Vec<u8>, message: &[u8], origin: Origin<'_>) -> Result<RowFacts, RowError> {
+pub fn write_row(out: &mut Vec<u8>, message: &[u8], place: Place<'_>) -> Result<RowFacts, RowError> {
     let fields: Fields<'_> =
         serde_json::from_slice(message).map_err(|error| RowError::Malformed(without_values(&error)))?;
 
@@ -122,7 +122,7 @@ pub fn write_row(out: &mut Vec<u8>, message: &[u8], origin: Origin<'_>) -> Resul
             });
         }
     };
-    let kafka_seconds = u32::try_from(origin.timestamp_ms.max(0) / 1000).unwrap_or(u32::MAX);
+    let kafka_seconds = u32::try_from(place.timestamp_ms.max(0) / 1000).unwrap_or(u32::MAX);
 
     out.reserve(256 + fields.properties.len() + fields.person_properties.len() + fields.elements_chain.len());
     write_uuid(out, uuid);
@@ -141,9 +141,9 @@ pub fn write_row(out: &mut Vec<u8>, message: &[u8], origin: Origin<'_>) -> Resul
     out.put_i8(person_mode);
     out.put_u8(fields.historical_migration.into());
     out.put_u32_le(kafka_seconds);
-    write_string(out, origin.topic_id);
-    out.put_u64_le(u64::try_from(origin.partition).unwrap_or_default());
-    out.put_u64_le(u64::try_from(origin.offset).unwrap_or_default());
+    write_string(out, place.topic_id);
+    out.put_u64_le(u64::try_from(place.partition).unwrap_or_default());
+    out.put_u64_le(u64::try_from(place.offset).unwrap_or_default());
     Ok(RowFacts { timestamp_us: timestamp.microseconds, month: timestamp.month })
 }
 
@@ -161,7 +161,8 @@ fn without_values(error: &serde_json::Error) -> String {
         serde_json::error::Category::Eof => "ends too early",
         serde_json::error::Category::Data => {
             let text = error.to_string();
-            if let Some(field) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+            if let Some(field) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next())
+            {
                 return format!("field {field} is missing");
             }
             "a field has the wrong type"
@@ -218,9 +219,9 @@ fn parse_time(column: &'static str, text: &str) -> Result<Time, RowError> {
         return Err(unreadable());
     }
     let number = |range: std::ops::Range<usize>| -> Option<i64> {
-        bytes[range].iter().try_fold(0i64, |sum, &byte| {
-            byte.is_ascii_digit().then(|| sum * 10 + i64::from(byte - b'0'))
-        })
+        bytes[range]
+            .iter()
+            .try_fold(0i64, |sum, &byte| byte.is_ascii_digit().then(|| sum * 10 + i64::from(byte - b'0')))
     };
     let (Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)) =
         (number(0..4), number(5..7), number(8..10), number(11..13), number(14..16), number(17..19))
@@ -233,7 +234,11 @@ fn parse_time(column: &'static str, text: &str) -> Result<Time, RowError> {
             let digits = number(20..bytes.len()).ok_or_else(unreadable)?;
             let places = bytes.len() - 20;
             // At most nine digits: the power and the product fit.
-            if places <= 6 { digits * 10i64.pow(6 - places as u32) } else { digits / 10i64.pow(places as u32 - 6) }
+            if places <= 6 {
+                digits * 10i64.pow(6 - places as u32)
+            } else {
+                digits / 10i64.pow(places as u32 - 6)
+            }
         }
         Some(_) => return Err(unreadable()),
     };
@@ -300,13 +305,13 @@ mod tests {
         }
     }
 
-    fn origin() -> Origin<'static> {
-        Origin { topic_id: "topic", partition: 3, offset: 300, timestamp_ms: 1_764_000_000_999 }
+    fn place() -> Place<'static> {
+        Place { topic_id: "topic", partition: 3, offset: 300, timestamp_ms: 1_764_000_000_999 }
     }
 
     fn row_of(event: &IngestedEvent) -> Result<(Vec<u8>, RowFacts), RowError> {
         let mut out = Vec::new();
-        let facts = write_row(&mut out, &serde_json::to_vec(event).unwrap(), origin())?;
+        let facts = write_row(&mut out, &serde_json::to_vec(event).unwrap(), place())?;
         Ok((out, facts))
     }
 
@@ -386,7 +391,7 @@ mod tests {
             b"{\"uuid\":\"a\",\"uuid\":\"b\"}",
             b"{\"uuid\":\"\\ud800\"}",
         ] {
-            assert!(matches!(write_row(&mut out, message, origin()), Err(RowError::Malformed(_))));
+            assert!(matches!(write_row(&mut out, message, place()), Err(RowError::Malformed(_))));
         }
         assert_eq!(out, [1, 2, 3]);
     }
@@ -394,9 +399,9 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_missing_and_quotes_no_value() {
         let mut out = Vec::new();
-        let missing = write_row(&mut out, b"{\"uuid\":\"a\"}", origin()).unwrap_err().to_string();
+        let missing = write_row(&mut out, b"{\"uuid\":\"a\"}", place()).unwrap_err().to_string();
         assert!(missing.contains("field event is missing"), "{missing}");
-        let secret = write_row(&mut out, b"{\"uuid\":\"a\",\"team_id\":\"hunter2\"}", origin()).unwrap_err();
+        let secret = write_row(&mut out, b"{\"uuid\":\"a\",\"team_id\":\"hunter2\"}", place()).unwrap_err();
         assert!(!secret.to_string().contains("hunter2"), "{secret}");
     }
 
@@ -414,7 +419,9 @@ mod tests {
         ] {
             assert_eq!(parse_time("timestamp", text).unwrap().microseconds, microseconds, "{text}");
         }
-        for text in ["", "2026-01-01", "2026-01-01 00:00:00.1234567890", "2026-1-01 00:00:00", "２026-01-01 00:00"] {
+        for text in
+            ["", "2026-01-01", "2026-01-01 00:00:00.1234567890", "2026-1-01 00:00:00", "２026-01-01 00:00"]
+        {
             assert!(parse_time("timestamp", text).is_err(), "{text:?}");
         }
     }

@@ -106,6 +106,8 @@ pub struct BlockSource {
     pub topic_id: String,
     /// Partition.
     pub partition: i32,
+    /// Query id of the block's inserts.
+    pub query_id: String,
 }
 
 /// A table that takes blocks.
@@ -204,7 +206,8 @@ impl Table {
         self.in_time(send).await
     }
 
-    /// Which rows of `block` the table does not have. With `allow_folded`, a row counts as there when its event is there
+    /// Which rows of `block` the table does not have. Asked under the query id of the inserts: as long as an earlier attempt
+    /// runs on the server there is no answer, so that none can end between the answer and the next attempt. With `allow_folded`, a row counts as there when its event is there
     /// under another offset.
     pub async fn missing(
         &self,
@@ -230,11 +233,11 @@ impl Table {
             .bind(block.range.end() - 1)
             .bind(least)
             .bind(greatest)
+            .with_setting("query_id", &source.query_id)
             .fetch_all::<u64>();
         let present: BTreeSet<i64> =
             self.in_time(query).await?.into_iter().filter_map(|offset| i64::try_from(offset).ok()).collect();
-        let mut offsets: BTreeSet<i64> =
-            block.offsets().filter(|offset| !present.contains(offset)).collect();
+        let mut offsets: BTreeSet<i64> = block.offsets().filter(|offset| !present.contains(offset)).collect();
         if allow_folded && !offsets.is_empty() {
             let folded = self.folded(block, &offsets, (least, greatest)).await?;
             offsets.retain(|offset| !folded.contains(offset));
@@ -268,7 +271,9 @@ impl Table {
                 .fetch_all::<String>();
             let present: BTreeSet<String> = self.in_time(query).await?.into_iter().collect();
             folded.extend(
-                part.iter().filter(|(_, uuid)| present.contains(&uuid.to_string())).map(|(offset, _)| *offset),
+                part.iter()
+                    .filter(|(_, uuid)| present.contains(&uuid.to_string()))
+                    .map(|(offset, _)| *offset),
             );
         }
         Ok(folded)

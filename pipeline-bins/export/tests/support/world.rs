@@ -21,7 +21,7 @@ use rdkafka::{
     ClientConfig, Message,
     consumer::{BaseConsumer, Consumer},
     message::Headers,
-    producer::{BaseRecord, Producer, ThreadedProducer, DefaultProducerContext},
+    producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
     util::Timeout,
 };
 
@@ -175,8 +175,10 @@ impl World {
         for number in first..first + count {
             let value = if is_bad(number) { bad_event(number) } else { event(number) };
             let key = format!("token:user-{}", number % 997);
-            let mut record =
-                BaseRecord::to(&self.topic).key(&key).payload(&value).partition(partition_of(number, self.partitions));
+            let mut record = BaseRecord::to(&self.topic)
+                .key(&key)
+                .payload(&value)
+                .partition(partition_of(number, self.partitions));
             while let Err((_, back)) = self.producer.send(record) {
                 record = back;
                 std::thread::sleep(Duration::from_millis(10));
@@ -218,9 +220,9 @@ impl World {
         loop {
             let (ends, committed) = (self.log_ends(), self.committed());
             let done = ends.iter().all(|(partition, end)| {
-                committed.get(partition).map_or(*end == 0, |(offset, metadata)| {
-                    offset == end && !metadata.contains("..")
-                })
+                committed
+                    .get(partition)
+                    .map_or(*end == 0, |(offset, metadata)| offset == end && !metadata.contains(".."))
             });
             if done {
                 return;
@@ -241,7 +243,11 @@ impl World {
             if file.path().extension().is_some_and(|extension| extension == "log") {
                 let log = fs::read_to_string(file.path()).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
-                text += &format!("--- {:?}\n{}\n", file.file_name(), lines[lines.len().saturating_sub(30)..].join("\n"));
+                text += &format!(
+                    "--- {:?}\n{}\n",
+                    file.file_name(),
+                    lines[lines.len().saturating_sub(30)..].join("\n")
+                );
             }
         }
         text
@@ -265,7 +271,8 @@ impl World {
         ));
         let wanted = expected.len();
         assert_eq!(counts.trim(), format!("{wanted}\t{wanted}\t{wanted}\t1"), "rows, places, uuids, topics");
-        let places = self.sql(&format!("SELECT _partition, _offset FROM {}.events FORMAT TSV", self.database));
+        let places =
+            self.sql(&format!("SELECT _partition, _offset FROM {}.events FORMAT TSV", self.database));
         let found: BTreeSet<(i32, i64)> = places
             .lines()
             .map(|line| {
@@ -395,7 +402,10 @@ pub fn event(number: u64) -> Vec<u8> {
     let event = IngestedEvent {
         uuid: uuid::Uuid::from_u64_pair(0x0190_f3d2_7c1a_7e2b, 0x8000_0000_0000_0000 | number).to_string(),
         event: format!("event {}", number % 20),
-        properties: format!("{{\"number\":{number},\"$session_id\":\"s\\\"{number}\",\"filler\":\"{}\"}}", "x".repeat(200)),
+        properties: format!(
+            "{{\"number\":{number},\"$session_id\":\"s\\\"{number}\",\"filler\":\"{}\"}}",
+            "x".repeat(200)
+        ),
         timestamp: format!("2026-{month:02}-10 12:{:02}:00.{:06}", number % 60, number % 1_000_000),
         team_id: 1,
         project_id: 1,

@@ -9,12 +9,16 @@ fn range(start: i64, end: i64) -> OffsetRange {
     OffsetRange::new(start, end).unwrap()
 }
 
+fn origin(topic_id: &str) -> Origin {
+    Origin { topic_id: topic_id.into(), first_partitions: 4 }
+}
+
 fn plan(start: i64, end: i64) -> Plan {
-    Plan { topic_id: TOPIC.into(), range: range(start, end), made_at_ms: NOW }
+    Plan { origin: origin(TOPIC), range: range(start, end), made_at_ms: NOW }
 }
 
 fn settled() -> Metadata {
-    Metadata::Settled { topic_id: TOPIC.into() }
+    Metadata::Settled(origin(TOPIC))
 }
 
 fn sealed(start: i64, end: i64) -> Input {
@@ -28,7 +32,8 @@ fn found(present: u32, missing: u32) -> Input {
 fn assignment(committed: Option<(i64, Metadata)>) -> Assignment {
     Assignment {
         epoch: Epoch(7),
-        topic_id: TOPIC.into(),
+        partition: 3,
+        origin: origin(TOPIC),
         committed: committed.map(|(offset, metadata)| Committed { offset, metadata }),
         log_start: 5,
         log_end: 100,
@@ -71,7 +76,8 @@ fn trusted() -> Partition {
             (sealed(9, 10), commit_plan(9, 10)),
             (Input::Committed, read_back(9, 10)),
             (found(0, 3), insert(9, 10, Content::Whole, Token::Block)),
-            (Input::Inserted, commit_end(10)),
+            (Input::Inserted, read_back(9, 10)),
+            (found(3, 0), commit_end(10)),
             (Input::Committed, Action::Collect),
         ],
     );
@@ -88,6 +94,12 @@ fn nothing_committed_begins_where_the_configuration_says_and_writes_it_down() {
         assert_eq!(partition.committed(), offset);
         walk(&mut partition, [(Input::Committed, Action::Collect)]);
     }
+}
+
+#[test]
+fn a_partition_that_was_added_later_is_read_from_its_beginning() {
+    let later = Assignment { partition: 4, start_at: StartAt::LogEnd, ..assignment(None) };
+    assert_eq!(Partition::assign(later).1, commit_end(5));
 }
 
 #[test]
@@ -117,12 +129,11 @@ fn an_offset_outside_of_the_log_is_held() {
 
 #[test]
 fn offsets_of_another_topic_of_the_same_name_are_held() {
-    let other = Metadata::Settled { topic_id: "topic-0".into() };
-    let planned = Metadata::Planned(Plan { topic_id: "topic-0".into(), ..plan(10, 20) });
+    let other = Metadata::Settled(origin("topic-0"));
+    let planned = Metadata::Planned(Plan { origin: origin("topic-0"), ..plan(10, 20) });
     for metadata in [other, planned] {
         let (_, action) = Partition::assign(assignment(Some((10, metadata))));
-        let reason =
-            HoldReason::TopicRecreated { committed: "topic-0".into(), current: TOPIC.into() };
+        let reason = HoldReason::TopicRecreated { committed: "topic-0".into(), current: TOPIC.into() };
         assert_eq!(action, Action::Hold(reason));
     }
 }
@@ -283,8 +294,8 @@ fn after_an_unclear_insert_the_table_decides() {
     walk(
         &mut part_there,
         [
-            (found(1, 2), insert(10, 20, Content::Missing, Token::Repair(1))),
-            (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(1, 2), insert(10, 20, Content::Missing, Token::Block)),
+            (Input::Inserted, read_back(10, 20)),
             (found(3, 0), commit_end(20)),
         ],
     );
@@ -302,9 +313,9 @@ fn an_acknowledged_token_without_rows_is_repaired_under_another() {
             (Input::Elapsed, read_back(10, 20)),
             (found(0, 3), insert(10, 20, Content::Whole, Token::Block)),
             (Input::Inserted, read_back(10, 20)),
-            (found(0, 3), insert(10, 20, Content::Missing, Token::Repair(1))),
+            (found(0, 3), insert(10, 20, Content::Whole, Token::Repair(1))),
             (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
-            (found(0, 3), insert(10, 20, Content::Missing, Token::Repair(2))),
+            (found(0, 3), insert(10, 20, Content::Whole, Token::Repair(2))),
             (Input::InsertUnclear, Action::Pause { failures: 2 }),
             (Input::Elapsed, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
             (found(1, 2), insert(10, 20, Content::Missing, Token::Repair(2))),
@@ -343,7 +354,8 @@ fn lost_before_the_plan_was_committed_leaves_nothing_to_settle() {
             (sealed(10, 15), commit_plan(10, 15)),
             (Input::Committed, read_back(10, 15)),
             (found(0, 3), insert(10, 15, Content::Whole, Token::Block)),
-            (Input::Inserted, commit_end(15)),
+            (Input::Inserted, read_back(10, 15)),
+            (found(3, 0), commit_end(15)),
         ],
     );
 }
@@ -388,8 +400,8 @@ fn lost_in_the_middle_of_an_insert_is_completed() {
         &mut partition,
         [
             (sealed(10, 20), read_back(10, 20)),
-            (found(2, 1), insert(10, 20, Content::Missing, Token::Repair(1))),
-            (Input::Inserted, Action::ReadBack { plan: plan(10, 20), allow_folded: true }),
+            (found(2, 1), insert(10, 20, Content::Missing, Token::Block)),
+            (Input::Inserted, read_back(10, 20)),
             (found(3, 0), commit_end(20)),
         ],
     );
@@ -426,15 +438,16 @@ fn a_committed_offset_that_was_set_back_inserts_nothing_twice() {
             (Input::Committed, Action::Collect),
             (sealed(20, 30), commit_plan(20, 30)),
             (Input::Committed, read_back(20, 30)),
-            (found(1, 2), insert(20, 30, Content::Missing, Token::Repair(1))),
-            (Input::Inserted, Action::ReadBack { plan: plan(20, 30), allow_folded: true }),
+            (found(1, 2), insert(20, 30, Content::Missing, Token::Block)),
+            (Input::Inserted, read_back(20, 30)),
             (found(3, 0), commit_end(30)),
             (Input::Committed, Action::Collect),
             // The first block of which nothing is there ends the doubt.
             (sealed(30, 40), commit_plan(30, 40)),
             (Input::Committed, read_back(30, 40)),
             (found(0, 3), insert(30, 40, Content::Whole, Token::Block)),
-            (Input::Inserted, commit_end(40)),
+            (Input::Inserted, read_back(30, 40)),
+            (found(3, 0), commit_end(40)),
             (Input::Committed, Action::Collect),
             (sealed(40, 50), commit_plan(40, 50)),
             (Input::Committed, insert(40, 50, Content::Whole, Token::Block)),
@@ -506,7 +519,10 @@ fn a_recreated_topic_holds_at_once_and_for_good() {
             (sealed(10, 20), commit_plan(10, 20)),
             (
                 Input::TopicId("topic-2".into()),
-                Action::Hold(HoldReason::TopicRecreated { committed: TOPIC.into(), current: "topic-2".into() }),
+                Action::Hold(HoldReason::TopicRecreated {
+                    committed: TOPIC.into(),
+                    current: "topic-2".into(),
+                }),
             ),
             (Input::Committed, Action::Nothing),
             (sealed(20, 30), Action::Nothing),
