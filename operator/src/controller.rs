@@ -63,10 +63,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
     let namespace = options.watch_namespace.as_deref();
+    let of_our_class = watcher::Config::default().labels(&options.pipeline_selector());
     let ours = watcher::Config::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
 
-    let (pipelines, pipeline_events) =
-        watched::<IngestionPipeline>(&client, namespace, watcher::Config::default());
+    let (pipelines, pipeline_events) = watched::<IngestionPipeline>(&client, namespace, of_our_class);
     let (deployments, deployment_events) = watched::<Deployment>(&client, namespace, ours.clone());
     let (config_maps, config_map_events) = watched::<ConfigMap>(&client, namespace, ours.clone());
     let (secrets, secret_events) = watched::<Secret>(&client, namespace, ours.clone());

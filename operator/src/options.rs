@@ -6,6 +6,9 @@ use clap::Parser;
 
 use crate::build::ImageSource;
 
+/// Label of a pipeline with the class of the operator that looks after it.
+const CLASS_LABEL: &str = "penstock.dev/operator-class";
+
 /// The operator of Penstock: makes `IngestionPipeline`s true.
 ///
 /// It runs in a cluster with the rights of its ServiceAccount, or outside of one with a kubeconfig (`KUBECONFIG`). Run one
@@ -33,6 +36,11 @@ pub struct Options {
     /// Look after pipelines in this namespace only; without it, in all of them.
     #[arg(long, env = "PENSTOCK_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
+
+    /// Look after pipelines only whose label `penstock.dev/operator-class` has this value; without it, only after those
+    /// without the label. With it two operators share a cluster, for example to try a new version on one pipeline.
+    #[arg(long, env = "PENSTOCK_OPERATOR_CLASS")]
+    pub operator_class: Option<String>,
 
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, env = "PENSTOCK_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
@@ -63,6 +71,14 @@ impl Options {
         ImageSource {
             repository: self.pipeline_image.clone(),
             pull_policy: self.pipeline_image_pull_policy.clone(),
+        }
+    }
+
+    /// Selects the pipelines that this operator looks after.
+    pub fn pipeline_selector(&self) -> String {
+        match &self.operator_class {
+            Some(class) => format!("{CLASS_LABEL}={class}"),
+            None => format!("!{CLASS_LABEL}"),
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
     observe::{
         children::{Children, Stores},
         outside::{self, Outside},
+        pods,
         references::{ReferenceNames, ReferenceReader, References},
     },
     report::{
@@ -211,12 +212,18 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
     };
 
     // Report.
+    let unready = memory.newest(&children.deployments).iter().any(|deployment| {
+        let available = deployment.status.as_ref().and_then(|status| status.available_replicas);
+        available.unwrap_or(0) < deployment.spec.replicas.unwrap_or(1)
+    });
+    let pod_troubles = if unready { pods::troubles(&context.client, &owner).await } else { BTreeMap::new() };
     let failed = apply_failure.is_some();
     let effect = Effect {
         version: pipeline.version.clone(),
         capture_url: build::capture_url(pipeline),
         wanted: wanted(pipeline, objects),
         held,
+        pod_troubles,
         lag: apply_outside::lag(pipeline, &kafka),
         kafka: topics.dependency,
         clickhouse: tables.dependency,

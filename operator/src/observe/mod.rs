@@ -2,6 +2,7 @@
 
 pub mod children;
 pub mod outside;
+pub mod pods;
 pub mod references;
 
 /// Why something could not be read.

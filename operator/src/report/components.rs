@@ -34,6 +34,18 @@ pub enum Progress {
 }
 
 impl Progress {
+    /// With the trouble of its pods added to what is told.
+    pub fn because(self, trouble: Option<&String>) -> Self {
+        let Some(trouble) = trouble else { return self };
+        let with = |message: String| format!("{message}; {trouble}");
+        match self {
+            Self::Rolling(message) => Self::Rolling(with(message)),
+            Self::Degraded(message) => Self::Degraded(with(message)),
+            Self::Stuck(message) => Self::Stuck(with(message)),
+            other @ (Self::Done | Self::Held(_)) => other,
+        }
+    }
+
     /// What to tell people, unless all is well.
     pub fn message(&self) -> Option<&str> {
         match self {

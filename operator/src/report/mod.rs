@@ -78,6 +78,8 @@ pub struct Effect {
     pub clickhouse: Option<Dependency>,
     /// By component; one that reads no topic is not there.
     pub lag: BTreeMap<String, ComponentLag>,
+    /// Why pods do not run, by component.
+    pub pod_troubles: BTreeMap<String, String>,
     /// Why the objects could not be written.
     pub apply_failure: Option<ApplyFailure>,
 }
@@ -125,7 +127,8 @@ pub fn status(
                 .iter()
                 .map(|wanted| {
                     let held = effect.held.get(&wanted.name).map(String::as_str);
-                    (wanted, progress(wanted, live.get(wanted.name.as_str()).copied(), held))
+                    let state = progress(wanted, live.get(wanted.name.as_str()).copied(), held);
+                    (wanted, state.because(effect.pod_troubles.get(&wanted.name)))
                 })
                 .collect();
             let components = progress

@@ -34,6 +34,7 @@ fn effect() -> Effect {
             "consumer-main".to_owned(),
             ComponentLag { messages: Some(7), seconds: Some(1) },
         )]),
+        pod_troubles: BTreeMap::new(),
         apply_failure: None,
     }
 }
@@ -233,4 +234,16 @@ fn one_unknown_lag_makes_the_sum_unknown() {
     assert_eq!(total(&both), None);
     let huge = BTreeMap::from([("a".to_owned(), lag(Some(i64::MAX))), ("b".to_owned(), lag(Some(1)))]);
     assert_eq!(total(&huge), Some(i64::MAX));
+}
+
+#[test]
+fn what_keeps_a_pod_from_running_is_told_where_people_look() {
+    let trouble = "pod web-capture-x: the image r/p:1 cannot be pulled".to_owned();
+    let effect =
+        Effect { pod_troubles: BTreeMap::from([("capture".to_owned(), trouble.clone())]), ..effect() };
+    let deployments = [deployment("capture", "new", 2, 1), deployment("consumer-main", "new", 2, 2)];
+    let status = report(&fresh(), effect, &deployments, 1);
+    let message = status.components[0].message.as_deref().unwrap();
+    assert!(message.ends_with(&trouble), "{message}");
+    assert!(status.conditions[0].message.contains(&trouble));
 }
