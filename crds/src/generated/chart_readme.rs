@@ -23,7 +23,7 @@ pub(super) const CRDS: Chart = Chart {
     schema: include_str!("../../../charts/penstock-crds/values.schema.json"),
     introduction: "\
 ```
-helm upgrade --install penstock-crds charts/penstock-crds
+helm upgrade --install penstock-crds charts/penstock-crds --namespace penstock-system --create-namespace
 ```
 
 It is a chart of its own because Helm never upgrades a `crds/` folder, and because an API outlives the operator: `helm
@@ -39,7 +39,7 @@ pub(super) const OPERATOR: Chart = Chart {
     schema: include_str!("../../../charts/penstock/values.schema.json"),
     introduction: "\
 ```
-helm upgrade --install penstock-crds charts/penstock-crds
+helm upgrade --install penstock-crds charts/penstock-crds --namespace penstock-system --create-namespace
 helm upgrade --install penstock charts/penstock --namespace penstock-system --create-namespace
 ```
 
