@@ -184,11 +184,10 @@ impl<'a> Event<'a> {
     /// An object that is gone is an empty one: `del(…, compact: true)` takes it away when it removes the last member
     /// that was decoded, which others that were not may have survived.
     fn restore_objects(&mut self) {
-        for field in 0..FIELDS.len() {
-            if matches!(self.decoded[field], Some(Decoded::Object { .. })) {
-                self.current()
-                    .entry(KeyString::from(FIELDS[field].name))
-                    .or_insert_with(|| Value::Object(ObjectMap::new()));
+        let Value::Object(current) = &mut self.current else { return };
+        for (field, decoded) in FIELDS.iter().zip(&self.decoded) {
+            if matches!(decoded, Some(Decoded::Object { .. })) {
+                current.entry(KeyString::from(field.name)).or_insert_with(|| Value::Object(ObjectMap::new()));
             }
         }
     }
