@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
-    Api, Resource,
-    api::{DeleteParams, Patch, PatchParams},
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use penstock_crds::IngestionPipeline;
 use penstock_platform::forward::Forward;
@@ -36,11 +36,47 @@ pub struct TestPipeline {
 }
 
 impl TestPipeline {
+    /// Runs a test on a pipeline of its own, and takes everything away afterwards. When the test fails, how things stand
+    /// is printed first; with `PENSTOCK_TEST_KEEP` set, everything then stays for a look.
+    ///
+    /// # Errors
+    /// That of the test, or the platform is not there.
+    pub async fn with(purpose: &str, test: impl AsyncFnOnce(&Self) -> Result<()>) -> Result<()> {
+        let cluster = Cluster::connect().await?;
+        let pipeline = Self::prepare(&cluster, purpose).await?;
+        let outcome = test(&pipeline).await;
+        if outcome.is_err() {
+            pipeline.print_state().await;
+            if std::env::var_os("PENSTOCK_TEST_KEEP").is_some() {
+                eprintln!("namespace {} is kept", pipeline.namespace);
+                return outcome;
+            }
+        }
+        let removed = pipeline.remove().await;
+        outcome.and(removed)
+    }
+
+    /// Prints what a person would look at first: status, pods and their last log lines.
+    async fn print_state(&self) {
+        if let Ok(object) = self.get().await {
+            eprintln!("status: {}", serde_json::to_string_pretty(&object.status).unwrap_or_default());
+        }
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &self.namespace);
+        let Ok(list) = pods.list(&ListParams::default()).await else { return };
+        for pod in list {
+            let name = pod.name_any();
+            let status = serde_json::to_string(&pod.status).unwrap_or_default();
+            let parameters = LogParams { tail_lines: Some(15), ..LogParams::default() };
+            let log = pods.logs(&name, &parameters).await.unwrap_or_else(|error| error.to_string());
+            eprintln!("pod {name}: {status}\n{log}");
+        }
+    }
+
     /// A fresh namespace, and the names that go with it. Nothing is applied yet.
     ///
     /// # Errors
     /// The API server refuses the namespace.
-    pub async fn prepare(cluster: &Cluster, purpose: &str) -> Result<Self> {
+    async fn prepare(cluster: &Cluster, purpose: &str) -> Result<Self> {
         let namespace = cluster.fresh_namespace(purpose).await?;
         Ok(Self {
             cluster: cluster.clone(),
@@ -182,7 +218,7 @@ impl TestPipeline {
     ///
     /// # Errors
     /// Something could not be removed.
-    pub async fn remove(self) -> Result<()> {
+    async fn remove(self) -> Result<()> {
         if self.api.get_opt(&self.name).await?.is_some() {
             self.api.delete(&self.name, &DeleteParams::default()).await?;
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write, time::Duration};
 use anyhow::{Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 use penstock_e2e::{
-    cluster::{Cluster, wait_until},
+    cluster::wait_until,
     pipeline::{TOKEN, TestPipeline},
 };
 use serde_json::json;
@@ -13,8 +13,10 @@ use serde_json::json;
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn bad_requests_are_refused_bad_events_are_kept_and_their_neighbours_arrive() -> Result<()> {
-    let cluster = Cluster::connect().await?;
-    let pipeline = TestPipeline::prepare(&cluster, "bad").await?;
+    TestPipeline::with("bad", bad_events).await
+}
+
+async fn bad_events(pipeline: &TestPipeline) -> Result<()> {
     let mut spec = pipeline.spec();
     spec["transformation"] = json!({"steps": [
         {"name": "price", "vrl": "if exists(.properties.price) { .properties.price = to_float!(.properties.price) }"},
@@ -177,7 +179,8 @@ async fn bad_requests_are_refused_bad_events_are_kept_and_their_neighbours_arriv
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let rows: Vec<Row> = cluster
+    let rows: Vec<Row> = pipeline
+        .cluster
         .warehouse
         .rows(&format!(
             "SELECT event, distinct_id, uuid, toYear(timestamp) AS year FROM {}",
@@ -226,5 +229,5 @@ async fn bad_requests_are_refused_bad_events_are_kept_and_their_neighbours_arriv
             "the event with {what} was not kept as it came"
         );
     }
-    pipeline.remove().await
+    Ok(())
 }

@@ -3,10 +3,7 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use penstock_e2e::{
-    cluster::Cluster,
-    pipeline::{TOKEN, TestPipeline},
-};
+use penstock_e2e::pipeline::{TOKEN, TestPipeline};
 use penstock_platform::layout::Layout;
 
 const EVENTS: u64 = 500;
@@ -28,23 +25,27 @@ async fn client_delivers(
     purpose: &str,
     sender: impl AsyncFnOnce(&str, &str) -> Result<String>,
 ) -> Result<()> {
-    let cluster = Cluster::connect().await?;
-    let pipeline = TestPipeline::prepare(&cluster, purpose).await?;
-    pipeline.apply(&pipeline.spec()).await?;
-    pipeline.wait_ready(Duration::from_secs(120)).await?;
-    let forward = pipeline.capture().await?;
-    let account = sender(&forward.url(), &pipeline.namespace).await?;
-    println!("{purpose}: {}", account.trim());
-    pipeline.wait_rows(EVENTS, Duration::from_secs(60)).await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let sql = format!(
-        "SELECT uniqExact(uuid) FROM {} WHERE JSONExtractString(properties, 'run_id') = '{}'",
-        pipeline.table(),
-        pipeline.namespace
-    );
-    let (rows, uuids) = (pipeline.rows().await?, cluster.warehouse.number(&sql).await?);
-    ensure!(rows == EVENTS && uuids == EVENTS, "sent {EVENTS}, ClickHouse has {rows} rows and {uuids} UUIDs");
-    pipeline.remove().await
+    TestPipeline::with(purpose, async |pipeline| {
+        pipeline.apply(&pipeline.spec()).await?;
+        pipeline.wait_ready(Duration::from_secs(120)).await?;
+        let forward = pipeline.capture().await?;
+        let account = sender(&forward.url(), &pipeline.namespace).await?;
+        println!("{purpose}: {}", account.trim());
+        pipeline.wait_rows(EVENTS, Duration::from_secs(60)).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let sql = format!(
+            "SELECT uniqExact(uuid) FROM {} WHERE JSONExtractString(properties, 'run_id') = '{}'",
+            pipeline.table(),
+            pipeline.namespace
+        );
+        let (rows, uuids) = (pipeline.rows().await?, pipeline.cluster.warehouse.number(&sql).await?);
+        ensure!(
+            rows == EVENTS && uuids == EVENTS,
+            "sent {EVENTS}, ClickHouse has {rows} rows and {uuids} UUIDs"
+        );
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, api::DeleteParams};
 use penstock_e2e::{
-    cluster::{Cluster, wait_until},
+    cluster::wait_until,
     load::{self, Load, Progress},
     pipeline::{TOKEN, TestPipeline},
 };
@@ -23,13 +23,7 @@ const EVENTS: u64 = 100_000;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the platform; make test starts it"]
 async fn a_hundred_thousand_events_arrive_once_while_each_component_is_killed_once() -> Result<()> {
-    let cluster = Cluster::connect().await?;
-    let pipeline = TestPipeline::prepare(&cluster, "delivery").await?;
-    let outcome = run(&pipeline).await;
-    if outcome.is_ok() {
-        pipeline.remove().await?;
-    }
-    outcome
+    TestPipeline::with("delivery", run).await
 }
 
 async fn run(pipeline: &TestPipeline) -> Result<()> {

@@ -14,7 +14,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use penstock_e2e::{
-    cluster::{Cluster, wait_until},
+    cluster::wait_until,
     pipeline::{TOKEN, TestPipeline},
     truth,
 };
@@ -22,14 +22,6 @@ use serde_json::{Value, json};
 
 const READY: Duration = Duration::from_secs(120);
 const SECONDS: Duration = Duration::from_secs(20);
-
-/// Runs a test on a pipeline of its own, and takes the pipeline away when the test has passed.
-async fn with_pipeline(purpose: &str, test: impl AsyncFnOnce(&TestPipeline) -> Result<()>) -> Result<()> {
-    let cluster = Cluster::connect().await?;
-    let pipeline = TestPipeline::prepare(&cluster, purpose).await?;
-    test(&pipeline).await?;
-    pipeline.remove().await
-}
 
 fn namespaced<K>(pipeline: &TestPipeline) -> Api<K>
 where
@@ -45,27 +37,28 @@ async fn generations(pipeline: &TestPipeline) -> Result<BTreeMap<String, i64>> {
     Ok(deployments.iter().map(|d| (d.name_any(), d.metadata.generation.unwrap_or_default())).collect())
 }
 
-/// UID of every pod.
+/// UID of every pod that is not about to end.
 async fn pods(pipeline: &TestPipeline) -> Result<BTreeMap<String, String>> {
     let pods = namespaced::<Pod>(pipeline).list(&ListParams::default()).await?;
-    Ok(pods.iter().map(|pod| (pod.name_any(), pod.uid().unwrap_or_default())).collect())
+    let staying = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    Ok(staying.map(|pod| (pod.name_any(), pod.uid().unwrap_or_default())).collect())
 }
 
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn deleted_and_edited_children_topics_and_tables_come_back_within_seconds() -> Result<()> {
-    with_pipeline("drift", async |pipeline| {
+    TestPipeline::with("drift", async |pipeline| {
         pipeline.apply(&pipeline.spec()).await?;
         pipeline.wait_ready(READY).await?;
         let capture = format!("{}-capture", pipeline.name);
 
+        let config = config_map_of(pipeline, "capture").await?;
         namespaced::<Service>(pipeline).delete(&capture, &DeleteParams::default()).await?;
         namespaced::<ServiceAccount>(pipeline).delete(&capture, &DeleteParams::default()).await?;
         namespaced::<PodDisruptionBudget>(pipeline).delete(&capture, &DeleteParams::default()).await?;
         namespaced::<NetworkPolicy>(pipeline).delete(&capture, &DeleteParams::default()).await?;
         namespaced::<Deployment>(pipeline).delete(&capture, &DeleteParams::default()).await?;
         namespaced::<Secret>(pipeline).delete(&format!("{}-projects", pipeline.name), &DeleteParams::default()).await?;
-        let config = config_map_of(pipeline, "capture").await?;
         namespaced::<ConfigMap>(pipeline).delete(&config, &DeleteParams::default()).await?;
         wait_until("every deleted child is back", SECONDS, async || {
             Ok(namespaced::<Service>(pipeline).get_opt(&capture).await?.is_some()
@@ -134,7 +127,7 @@ async fn config_map_of(pipeline: &TestPipeline, component: &str) -> Result<Strin
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn a_change_rolls_the_component_that_it_concerns_and_no_other() -> Result<()> {
-    with_pipeline("rolling", async |pipeline| {
+    TestPipeline::with("rolling", async |pipeline| {
         let mut spec = pipeline.spec();
         spec["version"] = json!(env!("CARGO_PKG_VERSION"));
         spec["transformation"] = json!({"steps": [{"name": "mark", "vrl": ".properties.a = 1"}]});
@@ -198,7 +191,7 @@ async fn a_change_rolls_the_component_that_it_concerns_and_no_other() -> Result<
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn topics_grow_and_never_shrink_and_keep_what_others_set() -> Result<()> {
-    with_pipeline("topics", async |pipeline| {
+    TestPipeline::with("topics", async |pipeline| {
         let mut spec = pipeline.spec();
         pipeline.apply(&spec).await?;
         pipeline.wait_ready(READY).await?;
@@ -266,7 +259,7 @@ async fn wait_for_event(pipeline: &TestPipeline, word: &str) -> Result<String> {
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn an_external_pipeline_is_checked_and_nothing_is_changed() -> Result<()> {
-    with_pipeline("external", async |pipeline| {
+    TestPipeline::with("external", async |pipeline| {
         let mut spec = pipeline.spec();
         spec["kafka"]["management"] = json!("External");
         spec["exports"][0]["clickhouse"]["management"] = json!("External");
@@ -295,7 +288,7 @@ async fn an_external_pipeline_is_checked_and_nothing_is_changed() -> Result<()> 
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn deletion_follows_the_policies() -> Result<()> {
-    with_pipeline("deletion", async |pipeline| {
+    TestPipeline::with("deletion", async |pipeline| {
         // Retain, which is the default: no finalizer, children go, topics and tables stay.
         pipeline.apply(&pipeline.spec()).await?;
         let object = pipeline.wait_ready(READY).await?;
@@ -334,7 +327,7 @@ async fn deletion_follows_the_policies() -> Result<()> {
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn an_invalid_program_is_shown_in_the_status_and_harms_nothing() -> Result<()> {
-    with_pipeline("diagnostics", async |pipeline| {
+    TestPipeline::with("diagnostics", async |pipeline| {
         let mut spec = pipeline.spec();
         pipeline.apply(&spec).await?;
         pipeline.wait_ready(READY).await?;
@@ -364,7 +357,7 @@ async fn an_invalid_program_is_shown_in_the_status_and_harms_nothing() -> Result
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn at_rest_nothing_is_written() -> Result<()> {
-    with_pipeline("rest", async |pipeline| {
+    TestPipeline::with("rest", async |pipeline| {
         pipeline.apply(&pipeline.spec()).await?;
         pipeline.wait_ready(READY).await?;
         tokio::time::sleep(Duration::from_secs(20)).await;
@@ -405,7 +398,7 @@ async fn resource_versions(pipeline: &TestPipeline) -> Result<BTreeMap<String, O
 #[tokio::test]
 #[ignore = "needs the platform; make test starts it"]
 async fn an_unreachable_kafka_or_clickhouse_is_said_and_harms_nothing() -> Result<()> {
-    with_pipeline("unreachable", async |pipeline| {
+    TestPipeline::with("unreachable", async |pipeline| {
         let mut spec = pipeline.spec();
         pipeline.apply(&spec).await?;
         pipeline.wait_ready(READY).await?;
