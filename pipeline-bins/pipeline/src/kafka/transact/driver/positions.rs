@@ -1,0 +1,145 @@
+//! Positions: where the committed offsets are, and bringing the consumer there.
+
+use std::collections::BTreeMap;
+
+use rdkafka::{Offset, TopicPartitionList, consumer::Consumer, error::KafkaError};
+use tracing::{debug, error, warn};
+
+use super::{CALL, Driver};
+use crate::kafka::{
+    topic_ids,
+    transact::{
+        Process,
+        lifecycle::{Event, State},
+        partitions::{CommittedOffset, Hold, Origin, Seen, Start, start},
+    },
+};
+
+impl<P: Process> Driver<'_, P> {
+    /// Reads the committed offsets and puts the consumer there.
+    pub(super) fn rewind(&mut self) -> Result<(), KafkaError> {
+        self.back_off()?;
+        if self.stop.is_cancelled() || !matches!(self.state, State::Rewinding) {
+            return Ok(());
+        }
+        let mut partitions = self.partitions.consuming();
+        partitions.extend(self.partitions.unplaced());
+        match self.place(&partitions) {
+            Ok(()) => self.happened(Event::Rewound),
+            Err(reason) => {
+                warn!(reason, "cannot put the consumer at its committed offsets yet");
+                self.failures = self.failures.saturating_add(1);
+                self.trouble(format!("reading positions: {reason}"));
+                return Ok(());
+            }
+        }
+        if self.partitions.has_to_commit() {
+            self.happened(Event::Moved);
+        }
+        Ok(())
+    }
+
+    /// Decides where partitions begin, and moves the consumer there.
+    pub(super) fn place(&mut self, partitions: &[i32]) -> Result<(), String> {
+        let starts = self.starts(partitions)?;
+        let mut seek = TopicPartitionList::with_capacity(starts.len());
+        for (partition, start) in &starts {
+            if let Start::At { offset, .. } = start {
+                seek.add_partition_offset(&self.options.source.topic, *partition, Offset::Offset(*offset))
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        if seek.count() > 0 {
+            let sought =
+                self.consumer.client().seek_partitions(seek, CALL).map_err(|error| error.to_string())?;
+            for element in sought.elements() {
+                element.error().map_err(|error| format!("partition {}: {error}", element.partition()))?;
+            }
+        }
+        let mut resume = TopicPartitionList::new();
+        for (partition, start) in starts {
+            match start {
+                Start::Held(hold) => self.hold(partition, hold),
+                Start::At { .. } => {
+                    resume.add_partition(&self.options.source.topic, partition);
+                    self.partitions.place(partition, start);
+                }
+            }
+        }
+        if resume.count() > 0 {
+            self.consumer.client().resume(&resume).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Asks the brokers where partitions begin.
+    pub(super) fn starts(&mut self, partitions: &[i32]) -> Result<Vec<(i32, Start)>, String> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let source = self.options.source.clone();
+        let client = self.consumer.client();
+        let topic_id = topic_ids::topic_id(client.client(), &source.topic, CALL)
+            .map_err(|error| format!("asking for the id of {}: {error}", source.topic))?
+            .ok_or_else(|| format!("there is no topic {}", source.topic))?
+            .to_string();
+        let metadata = client.fetch_metadata(Some(&source.topic), CALL).map_err(|error| error.to_string())?;
+        let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        let count = i32::try_from(count).unwrap_or(i32::MAX);
+        // The offsets of all partitions, those of others as well: they say how many there were at first.
+        let mut list = TopicPartitionList::with_capacity(usize::try_from(count).unwrap_or(0));
+        for partition in 0..count {
+            list.add_partition(&source.topic, partition);
+        }
+        let committed = client
+            .committed_offsets(list, CALL)
+            .map_err(|error| format!("reading the offsets of group {}: {error}", source.group))?;
+        let mut offsets = BTreeMap::new();
+        for element in committed.elements() {
+            element
+                .error()
+                .map_err(|error| format!("offset of partition {}: {error}", element.partition()))?;
+            if let Offset::Offset(offset) = element.offset() {
+                let origin = Origin::parse(element.metadata());
+                offsets.insert(element.partition(), CommittedOffset { offset, origin });
+            }
+        }
+        let first_partitions = offsets
+            .values()
+            .filter_map(|committed| committed.origin.as_ref())
+            .filter(|origin| origin.topic_id == topic_id)
+            .map(|origin| origin.first_partitions)
+            .min()
+            .unwrap_or(count);
+        let topic = Origin { topic_id, first_partitions };
+        let mut starts = Vec::with_capacity(partitions.len());
+        for &partition in partitions {
+            let (low, high) = client
+                .fetch_watermarks(&source.topic, partition, CALL)
+                .map_err(|error| format!("asking for the range of partition {partition}: {error}"))?;
+            let seen = Seen { committed: offsets.remove(&partition), low, high };
+            starts.push((partition, start(partition, &seen, &topic, source.start_from)));
+        }
+        self.topic = Some(topic);
+        Ok(starts)
+    }
+
+    pub(super) fn hold(&mut self, partition: i32, hold: Hold) {
+        error!(topic = self.options.source.topic, partition, reason = %hold, "the partition is held");
+        self.pause(&[partition]);
+        self.status.facts().held.insert(partition, hold.to_string());
+        self.partitions.hold(partition, hold);
+        self.metrics.held.set(self.partitions.held().count() as i64);
+    }
+
+    pub(super) fn pause(&self, partitions: &[i32]) {
+        let mut list = TopicPartitionList::new();
+        for &partition in partitions {
+            list.add_partition(&self.options.source.topic, partition);
+        }
+        if let Err(error) = self.consumer.client().pause(&list) {
+            // What comes from it is ignored all the same.
+            debug!(%error, "cannot pause");
+        }
+    }
+}

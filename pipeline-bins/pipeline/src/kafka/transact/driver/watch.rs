@@ -1,0 +1,101 @@
+//! Looking at how the engine is: lag, partitions without a place, and whether the topic is still the same.
+
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer;
+use time::OffsetDateTime;
+
+use super::{CALL, Driver, LOOK_AT_TOPIC};
+use crate::kafka::{
+    topic_ids,
+    transact::{
+        Process,
+        lifecycle::{Event, Remedy, State},
+        metrics::ByPartition,
+        partitions::Hold,
+    },
+};
+
+impl<P: Process> Driver<'_, P> {
+    pub(super) fn look(&mut self, now: Duration) {
+        self.looked_at = now;
+        let mut total = Some(0u64);
+        for partition in self.partitions.owned() {
+            let by = ByPartition { topic: self.options.source.topic.clone(), partition };
+            let known = self.consumer.known_watermarks(&self.topic_name, partition);
+            let lag = match (self.partitions.position(partition), known) {
+                (Some(position), Some((_, high))) => u64::try_from(high - position).unwrap_or(0),
+                _ => {
+                    total = None;
+                    continue;
+                }
+            };
+            total = total.map(|total| total + lag);
+            self.metrics.lag.get_or_create(&by).set(lag as i64);
+            let age = match self.last_timestamp_ms.get(&partition) {
+                Some(&last) if lag > 0 => {
+                    let now_ms = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+                    (now_ms - i128::from(last)).max(0) as f64 / 1000.0
+                }
+                _ => 0.0,
+            };
+            self.metrics.lag_seconds.get_or_create(&by).set(age);
+        }
+        let unplaced = self.partitions.unplaced();
+        let nothing_waits = total == Some(0)
+            && unplaced.is_empty()
+            && !self.partitions.has_to_commit()
+            && matches!(self.state, State::Idle { .. });
+        let in_trouble = {
+            let mut facts = self.status.facts();
+            facts.lag = total;
+            // An unknown lag is no stall; the clock begins when it is known.
+            if nothing_waits || total.is_none() {
+                facts.progress_at = now;
+            }
+            facts.trouble.is_some()
+        };
+        if !unplaced.is_empty() && matches!(self.state, State::Idle { .. } | State::Open { .. }) {
+            match self.place(&unplaced) {
+                Ok(()) => self.happened(Event::Moved),
+                Err(reason) => self.trouble(format!("reading positions: {reason}")),
+            }
+        }
+        // With nothing to do, an answer of a broker is what tells that a trouble is over.
+        let hopeful = in_trouble && nothing_waits;
+        if hopeful || now.saturating_sub(self.topic_looked_at) >= LOOK_AT_TOPIC {
+            self.topic_looked_at = now;
+            if self.look_at_topic() && hopeful {
+                self.failures = 0;
+                self.status.facts().trouble = None;
+            }
+        }
+    }
+
+    /// Holds all partitions when the topic is another one than before. True when it is there and the same.
+    pub(super) fn look_at_topic(&mut self) -> bool {
+        let name = &self.options.source.topic;
+        let id = match topic_ids::topic_id(self.consumer.client().client(), name, CALL) {
+            Ok(Some(id)) => id.to_string(),
+            Ok(None) => {
+                self.trouble(format!("there is no topic {name}"));
+                return false;
+            }
+            Err(error) => {
+                self.trouble(format!("Kafka does not tell about topic {name}: {error}"));
+                return false;
+            }
+        };
+        let Some(was) = self.topic.as_ref().map(|topic| topic.topic_id.clone()).filter(|was| *was != id)
+        else {
+            return true;
+        };
+        if matches!(self.state, State::Open { .. }) {
+            self.happened(Event::Failed(Remedy::Abort));
+        }
+        for partition in self.partitions.owned() {
+            self.hold(partition, Hold::OtherTopic { was: was.clone(), is: id.clone() });
+        }
+        false
+    }
+}
