@@ -229,7 +229,7 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
         clickhouse: tables.dependency,
         apply_failure,
     };
-    let verdict = Verdict::Valid(effect);
+    let verdict = Verdict::Valid(Box::new(effect));
     write_report(object, context, memory, &previous, &children, verdict, Some(topic_statuses)).await?;
     if failed {
         return Ok(Action::requeue(memory.passes.failed("apply", Instant::now())));

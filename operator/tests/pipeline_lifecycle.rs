@@ -229,6 +229,8 @@ impl World {
     }
 
     async fn close(self) {
+        let drop_database = format!("DROP DATABASE IF EXISTS {} SYNC", self.database());
+        clickhouse::Client::default().with_url(clickhouse()).query(&drop_database).execute().await.unwrap();
         self.shutdown.request("the test is over");
         let ended = tokio::time::timeout(Duration::from_secs(20), self.operator).await;
         Api::<Namespace>::all(self.client.clone())

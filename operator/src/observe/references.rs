@@ -65,14 +65,17 @@ impl ReferenceNames {
 /// Identity of one version of an object.
 type Version = (String, String);
 
+/// Data by namespace and name, each with the version that it is of.
+type Cache<T> = Mutex<HashMap<(String, String), (Version, T)>>;
+
 /// Contents of referenced objects, read once per version. The watches are of metadata only, so that the many Secrets
 /// of a cluster that concern nobody here are never held in memory.
 pub struct ReferenceReader {
     client: Client,
     secrets_seen: Store<PartialObjectMeta<Secret>>,
     config_maps_seen: Store<PartialObjectMeta<ConfigMap>>,
-    secrets: Mutex<HashMap<(String, String), (Version, BTreeMap<String, Vec<u8>>)>>,
-    config_maps: Mutex<HashMap<(String, String), (Version, BTreeMap<String, String>)>>,
+    secrets: Cache<BTreeMap<String, Vec<u8>>>,
+    config_maps: Cache<BTreeMap<String, String>>,
 }
 
 impl ReferenceReader {

@@ -58,7 +58,7 @@ pub enum Verdict<'a> {
         why: String,
     },
     /// It is being made true.
-    Valid(Effect),
+    Valid(Box<Effect>),
 }
 
 /// What came of a valid spec in this pass.

@@ -77,7 +77,7 @@ fn report(
 ) -> IngestionPipelineStatus {
     let facts = Facts {
         generation: Some(3),
-        verdict: Verdict::Valid(effect),
+        verdict: Verdict::Valid(Box::new(effect)),
         deployments: deployments.iter().collect(),
         topics: Vec::new(),
     };
