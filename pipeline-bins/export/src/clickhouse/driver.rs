@@ -813,6 +813,8 @@ impl Driver {
             actions.push((one.partition, epoch, action));
         }
         self.consumer.client().incremental_assign(&list).map_err(ExportError::Kafka)?;
+        // A pause outlives the assignment that it was made in.
+        self.consumer.client().resume(&list).map_err(ExportError::Kafka)?;
         info!(?partitions, topic_id = self.origin.topic_id, "partitions assigned");
         for (partition, epoch, action) in actions {
             self.act(partition, epoch, action);

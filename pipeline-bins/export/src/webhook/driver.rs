@@ -413,6 +413,8 @@ impl Driver {
             self.partitions.insert(one.partition, assigned);
         }
         self.consumer.client().incremental_assign(&list).map_err(ExportError::Kafka)?;
+        // A pause outlives the assignment that it was made in.
+        self.consumer.client().resume(&list).map_err(ExportError::Kafka)?;
         info!(?partitions, topic_id = self.origin.topic_id, "partitions assigned");
         self.relieve();
         self.last_progress = Instant::now();
