@@ -180,3 +180,57 @@ fn a_table_that_is_missing_for_a_while_holds_everything_and_loses_nothing() {
     assert!(world.dead_letters().is_empty());
     assert!(exporter.stop().success());
 }
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn a_recreated_topic_is_held_even_when_its_log_is_longer() {
+    let world = World::new("recreated", 1);
+    let config = world.config(&clickhouse(), SMALL_BLOCKS);
+    let mut exporter = world.start("before", &config);
+    world.produce(0, 1_000, none_is_bad);
+    world.wait_until_exported(Duration::from_secs(60));
+    assert!(exporter.readiness().contains("200 OK"));
+    assert!(exporter.stop().success());
+
+    world.recreate_topic();
+    world.produce(0, 2_000, none_is_bad);
+    let exporter = world.start("after", &config);
+    let begun = Instant::now();
+    while exporter.logged("partition held") == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it was not held");
+        thread::sleep(Duration::from_millis(200));
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(world.sql(&format!("SELECT count() FROM {}.events", world.database)).trim(), "1000");
+    assert_eq!(world.committed()[&0].0, 1_000);
+    let readiness = exporter.readiness();
+    assert!(readiness.contains("503") && readiness.contains("was recreated"), "{readiness}");
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn a_backlog_waits_in_kafka_and_not_in_memory() {
+    let world = World::new("backlog", 4);
+    let proxy = Proxy::to(authority(&clickhouse()));
+    let config = world.config(&format!("http://{}", proxy.address), SMALL_BLOCKS);
+    let total = 150_000;
+    let mut exporter = world.start("one", &config);
+    let begun = Instant::now();
+    while exporter.logged("partitions assigned") == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing was assigned");
+        thread::sleep(Duration::from_millis(100));
+    }
+    proxy.set(Mode::Cut);
+    world.produce(0, total, none_is_bad);
+    thread::sleep(Duration::from_secs(5));
+    // The budget for blocks of this size is 32 MiB; the backlog has about 80.
+    let buffered = exporter.metric("penstock_export_buffered_bytes");
+    assert!((16e6..40e6).contains(&buffered), "{buffered} bytes are held");
+    let resident = exporter.metric("process_resident_memory_bytes");
+    assert!(resident < 200e6, "{resident} bytes of memory");
+    assert!(exporter.metric("penstock_source_lag_messages") > 100_000.0);
+    proxy.set(Mode::Pass);
+    world.wait_until_exported(Duration::from_secs(90));
+    world.assert_exactly_once(total, none_is_bad);
+    assert!(exporter.stop().success());
+}

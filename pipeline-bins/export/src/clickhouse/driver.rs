@@ -17,7 +17,7 @@ use penstock_pipeline::{
     command::Context,
     config::{ClickHouseDestination, ExportConfig, StartFrom},
     events::dead_letter::Reason,
-    health::{Check, Heartbeat, Kind},
+    health::{Check, Health, Heartbeat, Kind},
     kafka::{
         Message, client,
         client::LogContext,
@@ -136,6 +136,7 @@ pub struct Driver {
     table_metrics: TableMetrics,
     heart: Heartbeat,
     progress: Check,
+    alive: Check,
     stop: penstock_pipeline::lifecycle::Shutdown,
 
     limits: Limits,
@@ -202,6 +203,7 @@ impl Driver {
                 Duration::from_millis(config.source.max_poll_interval_ms.into()),
             ),
             progress: context.health.check(Kind::Readiness, "export", "nothing was assigned yet"),
+            alive: started(&context.health),
             stop: context.shutdown.clone(),
             limits,
             max_age: Duration::from_millis(destination.block.max_age_ms.into()),
@@ -278,6 +280,7 @@ impl Driver {
             Polled::Error { fatal: true, reason, .. } => return Err(ExportError::FatalClient(reason)),
             Polled::Error { fatal: false, code, reason } => {
                 debug!(?code, reason, "Kafka reported an error that passes by itself");
+                self.last_trouble = Some(format!("Kafka: {reason}"));
             }
             Polled::Nothing => {}
         }
@@ -468,6 +471,7 @@ impl Driver {
         let input = match self.commit(partition, offset, metadata) {
             Ok(()) => {
                 self.last_progress = Instant::now();
+                self.last_trouble.take_if(|trouble| trouble.starts_with("Kafka"));
                 match metadata {
                     Metadata::Planned(_) => self.observer.at(Moment::Planned, partition, offset),
                     _ => self.observer.at(Moment::Advanced, partition, offset),
@@ -746,16 +750,30 @@ impl Driver {
         if lag == 0 {
             self.last_progress = Instant::now();
         }
+        let stalled = self.last_progress.elapsed() > stall;
         let verdict = if let Some(reason) = reason {
             Err(reason)
         } else if self.partitions.values().any(|assigned| assigned.refused) {
             Err(self.last_trouble.clone().unwrap_or_else(|| "ClickHouse refuses inserts".to_owned()))
-        } else if lag > 0 && self.last_progress.elapsed() > stall {
+        } else if stalled {
             let trouble = self.last_trouble.as_deref().unwrap_or("no trouble was reported");
             Err(format!("{lag} messages wait and nothing was exported for {stall:?}; {trouble}"))
         } else {
             Ok(())
         };
+        // A restart helps against what nobody can explain, and against nothing else.
+        let is_explained = held > 0
+            || self.last_trouble.is_some()
+            || self
+                .partitions
+                .values()
+                .any(|a| a.request.is_some() || a.dead_letters > 0 || !a.waiting.is_empty());
+        if stalled && !is_explained {
+            self.alive
+                .fail(format!("{lag} messages wait, none is taken, and nothing is known to be in the way"));
+        } else {
+            self.alive.pass();
+        }
         match verdict {
             Ok(()) => self.progress.pass(),
             Err(reason) => self.progress.fail(reason),
@@ -968,6 +986,13 @@ impl Driver {
             }
         });
     }
+}
+
+/// A check of liveness that is fine until something is wrong.
+fn started(health: &Health) -> Check {
+    let check = health.check(Kind::Liveness, "progress", "");
+    check.pass();
+    check
 }
 
 fn limits_of(destination: &ClickHouseDestination) -> Limits {

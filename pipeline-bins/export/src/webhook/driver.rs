@@ -100,6 +100,8 @@ pub struct Driver {
     delivery: Arc<Delivery>,
     heart: Heartbeat,
     progress: Check,
+    alive: Check,
+    kafka_trouble: Option<String>,
     stop: Shutdown,
     metrics: SourceMetrics,
     window: usize,
@@ -161,6 +163,8 @@ impl Driver {
             last_trouble: None.into(),
         });
         let (resolve, resolved) = channel();
+        let alive = context.health.check(Kind::Liveness, "progress", "");
+        alive.pass();
         Ok(Self {
             consumer,
             runtime,
@@ -172,6 +176,8 @@ impl Driver {
                 Duration::from_millis(config.source.max_poll_interval_ms.into()),
             ),
             progress: context.health.check(Kind::Readiness, "export", "nothing was assigned yet"),
+            alive,
+            kafka_trouble: None,
             stop: context.shutdown.clone(),
             metrics,
             window: (concurrency * WINDOW_PER_SLOT).max(LEAST_WINDOW),
@@ -226,6 +232,7 @@ impl Driver {
             Polled::Error { fatal: true, reason, .. } => return Err(ExportError::FatalClient(reason)),
             Polled::Error { fatal: false, code, reason } => {
                 debug!(?code, reason, "Kafka reported an error that passes by itself");
+                self.kafka_trouble = Some(reason);
             }
             Polled::Nothing => {}
         }
@@ -337,6 +344,7 @@ impl Driver {
         match result {
             Ok(()) => {
                 assigned.committed = mark;
+                self.kafka_trouble = None;
                 self.metrics.committed(partition, mark);
             }
             Err(error) => warn!(partition, mark, %error, "a commit failed; trying again"),
@@ -362,11 +370,21 @@ impl Driver {
             self.last_progress = Instant::now();
         }
         let stall = Duration::from_millis(self.config.admin.stall_after_ms);
+        let is_explained = held > 0
+            || self.kafka_trouble.is_some()
+            || self.partitions.values().any(|assigned| !assigned.deliveries.is_empty());
+        if self.last_progress.elapsed() > stall && !is_explained {
+            self.alive
+                .fail(format!("{lag} messages wait, none is taken, and nothing is known to be in the way"));
+        } else {
+            self.alive.pass();
+        }
         match reason {
             Some(reason) => self.progress.fail(reason),
             None if lag > 0 && self.last_progress.elapsed() > stall => {
                 let trouble =
                     self.delivery.last_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let trouble = trouble.or_else(|| self.kafka_trouble.clone());
                 let trouble = trouble.unwrap_or_else(|| "no trouble was reported".to_owned());
                 self.progress
                     .fail(format!("{lag} messages wait and nothing was delivered for {stall:?}; {trouble}"));

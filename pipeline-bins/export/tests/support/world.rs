@@ -117,6 +117,20 @@ impl World {
         self.sql(&format!("SYSTEM STOP MERGES {}.events", self.database));
     }
 
+    /// Deletes the topic and makes another of the same name.
+    pub fn recreate_topic(&self) {
+        admin::delete_topic(self.consumer.client(), &self.topic, PATIENCE).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let topic = NewTopic {
+            name: self.topic.clone(),
+            partitions: self.partitions,
+            replication_factor: Some(1),
+            config: BTreeMap::new(),
+        };
+        admin::create_topic(self.consumer.client(), &topic, PATIENCE).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+    }
+
     pub fn sql(&self, sql: &str) -> String {
         run_sql(&clickhouse(), sql)
     }
@@ -355,6 +369,29 @@ impl Exporter {
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success());
+    }
+
+    /// What `/readyz` answers: status line and body.
+    pub fn readiness(&self) -> String {
+        self.get("/readyz")
+    }
+
+    /// The sum of a metric over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics");
+        let values = text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    fn get(&self, path: &str) -> String {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     pub fn is_running(&mut self) -> bool {
