@@ -16,7 +16,10 @@ step() {
   echo "    done in $((SECONDS - began)) s ($((SECONDS - PENSTOCK_STARTED)) s since the start)"
 }
 
-platform() { cargo run --release --quiet -p penstock-platform --bin platform -- "$@"; }
+platform() { target/release/platform "$@"; }
+
+# Always the whole workspace: another selection of packages unifies other features, and builds the dependencies anew.
+build() { cargo build --release --locked --workspace --bins; }
 
 # What must be there before anything can be built; all of it is named at once.
 need() {
