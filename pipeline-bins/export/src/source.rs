@@ -2,21 +2,32 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use penstock_pipeline::kafka::{
-    admin::{self, AdminError, Isolation, OffsetSpec},
-    client::LogContext,
-    poll::PolledConsumer,
+use penstock_pipeline::{
+    kafka::{
+        admin::{self, AdminError, Isolation, OffsetSpec},
+        client::LogContext,
+        poll::PolledConsumer,
+    },
+    lifecycle::Shutdown,
 };
 use rdkafka::{
+    client::{Client, ClientContext},
     consumer::Consumer,
     error::KafkaError,
+    producer::Producer,
     topic_partition_list::{Offset, TopicPartitionList},
 };
 
-use crate::clickhouse::plan::{Metadata, Origin, Plan};
+use crate::{
+    clickhouse::plan::{Metadata, Origin, Plan},
+    dead_letters::DeadLetters,
+};
 
 /// Longest time that one question to the brokers takes.
 const QUESTION: Duration = Duration::from_secs(5);
+
+/// How often the topic is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The consumer of an export.
 pub type SourceConsumer = PolledConsumer<LogContext>;
@@ -93,6 +104,46 @@ pub fn observe(
         observed.push(Observed { partition, committed, log_start, log_end });
     }
     Ok((origin, observed))
+}
+
+/// The topic as it is at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicNow {
+    /// Its id.
+    pub id: String,
+    /// Offset after the newest message of each partition. A consumer that is paused does not learn it by itself.
+    pub ends: BTreeMap<i32, i64>,
+}
+
+/// Looks at the topic again and again until asked to stop, and tells what it sees. A topic that cannot be seen is not
+/// told of.
+pub async fn watch(
+    letters: DeadLetters,
+    topic: String,
+    stop: Shutdown,
+    tell: impl Fn(TopicNow) + Send + 'static,
+) {
+    loop {
+        tokio::select! {
+            () = stop.requested() => return,
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+        let (letters, name) = (letters.clone(), topic.clone());
+        let seen = tokio::task::spawn_blocking(move || look(letters.producer().client(), &name)).await;
+        if let Ok(Ok(now)) = seen {
+            tell(now);
+        }
+    }
+}
+
+fn look<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<TopicNow, SourceError> {
+    let description = admin::describe_topics(client, &[topic], QUESTION)?
+        .remove(topic)
+        .ok_or_else(|| SourceError::NoTopic(topic.to_owned()))?;
+    let named: Vec<(&str, i32)> = description.partitions.iter().map(|p| (topic, p.partition)).collect();
+    let ends = admin::list_offsets(client, &named, OffsetSpec::Latest, Isolation::ReadUncommitted, QUESTION)?;
+    let ends = ends.into_iter().filter_map(|((_, partition), end)| Some((partition, end.ok()?))).collect();
+    Ok(TopicNow { id: description.id.to_string(), ends })
 }
 
 /// Oldest offset and end of each partition.

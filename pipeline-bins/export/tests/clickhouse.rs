@@ -183,28 +183,25 @@ fn a_table_that_is_missing_for_a_while_holds_everything_and_loses_nothing() {
 
 #[test]
 #[ignore = "needs Kafka and ClickHouse; make test provides them"]
-fn a_recreated_topic_is_held_even_when_its_log_is_longer() {
+fn a_topic_that_is_recreated_under_a_running_export_is_held() {
     let world = World::new("recreated", 1);
     let config = world.config(&clickhouse(), SMALL_BLOCKS);
-    let mut exporter = world.start("before", &config);
+    let exporter = world.start("one", &config);
     world.produce(0, 1_000, none_is_bad);
     world.wait_until_exported(Duration::from_secs(60));
     assert!(exporter.readiness().contains("200 OK"));
-    assert!(exporter.stop().success());
 
     world.recreate_topic();
     world.produce(0, 2_000, none_is_bad);
-    let exporter = world.start("after", &config);
     let begun = Instant::now();
     while exporter.logged("partition held") == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "it was not held");
+        assert!(begun.elapsed() < Duration::from_secs(60), "it was not held");
         thread::sleep(Duration::from_millis(200));
     }
     thread::sleep(Duration::from_secs(2));
     assert_eq!(world.sql(&format!("SELECT count() FROM {}.events", world.database)).trim(), "1000");
-    assert_eq!(world.committed()[&0].0, 1_000);
     let readiness = exporter.readiness();
-    assert!(readiness.contains("503") && readiness.contains("was recreated"), "{readiness}");
+    assert!(readiness.contains("503") && readiness.contains("is held"), "{readiness}");
 }
 
 #[test]
@@ -222,7 +219,8 @@ fn a_backlog_waits_in_kafka_and_not_in_memory() {
     }
     proxy.set(Mode::Cut);
     world.produce(0, total, none_is_bad);
-    thread::sleep(Duration::from_secs(5));
+    // The topic is looked at every ten seconds, also while its partitions are paused.
+    thread::sleep(Duration::from_secs(12));
     // The budget for blocks of this size is 32 MiB; the backlog has about 80.
     let buffered = exporter.metric("penstock_export_buffered_bytes");
     assert!((16e6..40e6).contains(&buffered), "{buffered} bytes are held");

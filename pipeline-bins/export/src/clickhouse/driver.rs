@@ -28,7 +28,6 @@ use penstock_pipeline::{
 use rdkafka::{
     consumer::{CommitMode, Consumer},
     error::RDKafkaErrorCode,
-    producer::Producer,
     topic_partition_list::{Offset, TopicPartitionList},
 };
 use tokio::{runtime::Handle, sync::Semaphore, task::AbortHandle};
@@ -48,7 +47,7 @@ use crate::{
     dead_letters::{DeadLetter, DeadLetters},
     filter::Filter,
     metrics::SourceMetrics,
-    source::{self, SourceConsumer},
+    source::{self, SourceConsumer, TopicNow},
 };
 
 /// Inserts and read-backs under way at once.
@@ -60,8 +59,8 @@ const REVOKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stop may wait for inserts under way.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How often the topic's id is compared.
-const TOPIC_ID_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the brokers may take to say a topic's id.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often limits of age, pauses and pressure are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -72,7 +71,7 @@ enum Answer {
     Inserted { partition: i32, epoch: Epoch, result: Result<u32, TableError>, facts: Option<TableFacts> },
     ReadBack { partition: i32, epoch: Epoch, result: Result<(u32, BTreeSet<i64>), TableError> },
     DeadLetterKept { partition: i32, epoch: Epoch, offset: i64 },
-    TopicId(String),
+    Topic(TopicNow),
 }
 
 /// A block whose dead letters are not all acknowledged.
@@ -148,6 +147,8 @@ pub struct Driver {
 
     partitions: BTreeMap<i32, Assigned>,
     origin: Origin,
+    /// Ends of partitions, as last looked at.
+    ends: BTreeMap<i32, i64>,
     last_epoch: u64,
     requests: Arc<Semaphore>,
     answers: Receiver<Answer>,
@@ -212,6 +213,7 @@ impl Driver {
             budget: (limits.bytes * 3).clamp(32 << 20, 256 << 20),
             partitions: BTreeMap::new(),
             origin: Origin { topic_id: String::new(), first_partitions: 1 },
+            ends: BTreeMap::new(),
             last_epoch: 0,
             requests: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
             answers,
@@ -230,7 +232,7 @@ impl Driver {
     /// Runs until asked to stop, or until something happens after which only a new process can go on.
     pub fn run(mut self) -> Result<(), ExportError> {
         self.consumer.client().subscribe(&[&self.config.source.topic]).map_err(ExportError::Kafka)?;
-        self.watch_topic_id();
+        self.watch_topic();
         let mut last_tick = Instant::now();
         let mut told = Instant::now();
         while !self.stop.is_requested() {
@@ -448,6 +450,14 @@ impl Driver {
             return;
         }
         self.distrust_until = None;
+        let plans = |(_, _, action): &(i32, Epoch, Action)| {
+            matches!(action, Action::Commit { metadata: Metadata::Planned(_), .. })
+        };
+        // Looked at after the messages of a block were read and before it is planned: librdkafka goes on in a topic that was
+        // made anew, and its offsets would pass for those of the old one.
+        if self.outbox.iter().any(plans) && !self.is_same_topic(now) {
+            return;
+        }
         while let Some((partition, epoch, action)) = self.outbox.pop_front() {
             if self.partitions.get(&partition).is_none_or(|assigned| assigned.machine.epoch() != epoch) {
                 continue;
@@ -463,6 +473,39 @@ impl Driver {
                     self.read_back(partition, epoch, &plan, allow_folded);
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Whether the topic is the one whose offsets these are. If it is not, everything is held; if nobody answers, it is
+    /// asked again later.
+    fn is_same_topic(&mut self, now: Instant) -> bool {
+        match topic_ids::topic_id(self.consumer.client().client(), &self.config.source.topic, TOPIC_PATIENCE)
+        {
+            Ok(Some(id)) if id.to_string() == self.origin.topic_id => true,
+            Ok(Some(id)) => {
+                self.compare_topic_id(&id.to_string());
+                self.outbox.clear();
+                false
+            }
+            Ok(None) => self.ask_later(now, "the topic is not there"),
+            Err(error) => self.ask_later(now, &error.to_string()),
+        }
+    }
+
+    fn ask_later(&mut self, now: Instant, trouble: &str) -> bool {
+        warn!(trouble, "cannot compare the topic's id; planning nothing meanwhile");
+        self.last_trouble = Some(format!("Kafka: {trouble}"));
+        self.distrust_until = Some(now + Duration::from_secs(1));
+        self.last_turn = Instant::now();
+        false
+    }
+
+    /// Holds the partitions that count another topic.
+    fn compare_topic_id(&mut self, id: &str) {
+        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
+            if let Some(epoch) = self.epoch_of(partition) {
+                self.input(partition, epoch, Input::TopicId(id.to_owned()));
             }
         }
     }
@@ -576,12 +619,9 @@ impl Driver {
 
     fn take_answer(&mut self, answer: Answer) {
         match answer {
-            Answer::TopicId(id) => {
-                for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-                    if let Some(epoch) = self.epoch_of(partition) {
-                        self.input(partition, epoch, Input::TopicId(id.clone()));
-                    }
-                }
+            Answer::Topic(now) => {
+                self.compare_topic_id(&now.id);
+                self.ends = now.ends;
             }
             Answer::DeadLetterKept { partition, epoch, offset } => {
                 let Some(assigned) = self.current(partition, epoch) else { return };
@@ -739,7 +779,8 @@ impl Driver {
                 held += 1;
                 reason = Some(format!("partition {partition} is held: {why}"));
             }
-            if let Some((_, end)) = self.consumer.known_watermarks(&name, partition) {
+            let fetched = self.consumer.known_watermarks(&name, partition).map(|(_, end)| end);
+            if let Some(end) = fetched.max(self.ends.get(&partition).copied()) {
                 let behind = (end - assigned.machine.committed()).max(0);
                 self.metrics.lag(partition, behind);
                 lag += behind;
@@ -851,7 +892,7 @@ impl Driver {
             match source::observe(&self.consumer, &self.config.source.topic, partitions) {
                 Ok((origin, observed)) => {
                     // Partitions that are here already and count another topic are held.
-                    self.take_answer(Answer::TopicId(origin.topic_id.clone()));
+                    self.compare_topic_id(&origin.topic_id);
                     self.origin = origin;
                     self.last_turn = Instant::now();
                     return Ok(observed);
@@ -964,27 +1005,16 @@ impl Driver {
         self.input(partition, epoch, Input::OutOfRange { offset, log_start, log_end });
     }
 
-    /// librdkafka does not notice a recreated topic whose log is longer than the committed offset.
-    fn watch_topic_id(&self) {
-        let (letters, answer) = (self.dead_letters.clone(), self.answer.clone());
-        let (topic, stop) = (self.config.source.topic.clone(), self.stop.clone());
-        self.runtime.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = stop.requested() => return,
-                    () = tokio::time::sleep(TOPIC_ID_INTERVAL) => {}
-                }
-                let (letters, topic) = (letters.clone(), topic.clone());
-                let asked = tokio::task::spawn_blocking(move || {
-                    topic_ids::topic_id(letters.producer().client(), &topic, Duration::from_secs(10))
-                });
-                if let Ok(Ok(Some(id))) = asked.await
-                    && answer.send(Answer::TopicId(id.to_string())).is_err()
-                {
-                    return;
-                }
-            }
-        });
+    fn watch_topic(&self) {
+        let answer = self.answer.clone();
+        self.runtime.spawn(source::watch(
+            self.dead_letters.clone(),
+            self.config.source.topic.clone(),
+            self.stop.clone(),
+            move |now| {
+                let _ = answer.send(Answer::Topic(now));
+            },
+        ));
     }
 }
 

@@ -45,7 +45,7 @@ use crate::{
     dead_letters::{DeadLetters, Kept},
     filter::Filter,
     metrics::SourceMetrics,
-    source::{self, SourceConsumer},
+    source::{self, SourceConsumer, TopicNow},
 };
 
 /// Bytes of events in memory.
@@ -107,6 +107,9 @@ pub struct Driver {
     window: usize,
     partitions: BTreeMap<i32, Assigned>,
     origin: Origin,
+    topic_now: Receiver<TopicNow>,
+    /// Ends of partitions, as last looked at.
+    ends: BTreeMap<i32, i64>,
     last_epoch: u64,
     resolved: Receiver<Resolved>,
     resolve: Sender<Resolved>,
@@ -163,6 +166,15 @@ impl Driver {
             last_trouble: None.into(),
         });
         let (resolve, resolved) = channel();
+        let (tell, topic_now) = channel();
+        runtime.spawn(source::watch(
+            delivery.dead_letters.clone(),
+            config.source.topic.clone(),
+            context.shutdown.clone(),
+            move |now| {
+                let _ = tell.send(now);
+            },
+        ));
         let alive = context.health.check(Kind::Liveness, "progress", "");
         alive.pass();
         Ok(Self {
@@ -183,6 +195,8 @@ impl Driver {
             window: (concurrency * WINDOW_PER_SLOT).max(LEAST_WINDOW),
             partitions: BTreeMap::new(),
             origin: Origin { topic_id: String::new(), first_partitions: 1 },
+            topic_now,
+            ends: BTreeMap::new(),
             last_epoch: 0,
             resolved,
             resolve,
@@ -203,6 +217,9 @@ impl Driver {
             self.poll()?;
             while let Ok(resolved) = self.resolved.try_recv() {
                 self.take(&resolved);
+            }
+            while let Ok(now) = self.topic_now.try_recv() {
+                self.take_topic(now);
             }
             self.relieve();
             if last_commit.elapsed() >= COMMIT_INTERVAL {
@@ -292,6 +309,24 @@ impl Driver {
         self.last_progress = Instant::now();
     }
 
+    /// librdkafka goes on in a topic that was made anew, at an offset that means nothing in it.
+    fn take_topic(&mut self, now: TopicNow) {
+        self.ends = now.ends;
+        if self.partitions.is_empty() || now.id == self.origin.topic_id {
+            return;
+        }
+        for (&partition, assigned) in &mut self.partitions {
+            if assigned.held.is_none() {
+                let why = HoldReason::TopicRecreated {
+                    committed: self.origin.topic_id.clone(),
+                    current: now.id.clone(),
+                };
+                error!(partition, reason = %why, "partition held");
+                assigned.held = Some(why);
+            }
+        }
+    }
+
     /// Pauses while too much is unresolved, and goes on at half. One partition's slow event counts for that partition.
     fn relieve(&mut self) {
         let bytes = if self.under_pressure { BUDGET_BYTES / 2 } else { BUDGET_BYTES };
@@ -359,7 +394,8 @@ impl Driver {
                 held += 1;
                 reason = Some(format!("partition {partition} is held: {why}"));
             }
-            if let Some((_, end)) = self.consumer.known_watermarks(&name, partition) {
+            let fetched = self.consumer.known_watermarks(&name, partition).map(|(_, end)| end);
+            if let Some(end) = fetched.max(self.ends.get(&partition).copied()) {
                 let behind = (end - assigned.committed.max(assigned.water.mark())).max(0);
                 self.metrics.lag(partition, behind);
                 lag += behind;
