@@ -43,7 +43,7 @@ helm upgrade --install penstock-crds charts/penstock-crds --namespace penstock-s
 helm upgrade --install penstock charts/penstock --namespace penstock-system --create-namespace
 ```
 
-One operator runs per cluster, or per `watchNamespace`. It is restarted by `Recreate`, so that two never write
+One operator runs per cluster, or per `watchNamespace` or `operatorClass`. It is restarted by `Recreate`, so that two never write
 against each other; pipelines go on without it. It needs no volume, runs as a user without rights under the restricted Pod
 Security Standard, and has only the rights in [templates/_rules.tpl](templates/_rules.tpl). `helm uninstall penstock` stops
 the operator and leaves pipelines and what they run.
