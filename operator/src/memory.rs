@@ -15,6 +15,7 @@ use crate::{
     apply::Verified,
     build::Objects,
     observe::references::References,
+    sources::{SourceChange, Sources},
     tables::WantedTable,
     validate::{Problems, ValidatedPipeline},
 };
@@ -82,6 +83,10 @@ pub struct Memory {
     pub deployments: BTreeMap<String, Arc<Deployment>>,
     /// Validation and building are repeated only when their input changes: programs are compiled in them.
     pub planned: Option<Planned>,
+    /// Topics that the exports were last seen to read; they outlast a Deployment that somebody deletes.
+    pub sources: Sources,
+    /// Changes of those topics that people have been told of, and that are not done yet.
+    pub source_changes_told: Vec<SourceChange>,
     /// The status.
     pub written: Option<Written>,
     /// Kafka.

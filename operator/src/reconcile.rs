@@ -32,6 +32,7 @@ use crate::{
         conditions::{State, Statement, conditions},
         events::{Notice, Publisher, transitions},
     },
+    sources,
     topics::ManagedKeys,
     validate::{self, Component, Destination, Owner, Problems, ValidatedPipeline},
 };
@@ -142,14 +143,21 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
     let plan = plan(object, context, memory, references);
     let planned = match plan {
         Ok(planned) => planned,
-        Err(problems) => {
-            context.metrics.failed("validate");
-            let verdict = Verdict::Invalid(&problems);
-            write_report(object, context, memory, &previous, &children, verdict, None).await?;
-            return Ok(Action::requeue(context.resync));
-        }
+        Err(problems) => return refuse(object, context, memory, &previous, &children, &problems).await,
     };
     let (pipeline, objects) = (&planned.0, &planned.1);
+
+    // Exports that run go on reading the topic that they read, unless somebody has taken the consequences. On every pass:
+    // it depends on what runs, and an annotation is no new generation.
+    let deployments = memory.newest(&children.deployments);
+    memory.sources =
+        sources::running(pipeline, objects, &deployments, &children.config_maps, &memory.sources);
+    let source_changes = match sources::decide(pipeline, &memory.sources, object.annotations()) {
+        Ok(changes) => changes,
+        Err(problem) => {
+            return refuse(object, context, memory, &previous, &children, &problem.into()).await;
+        }
+    };
 
     // The finalizer comes before anything that it is there to clean up.
     let needs_finalizer = !Leftovers::of(object).is_empty();
@@ -183,6 +191,14 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
     // Then the objects.
     let known: BTreeSet<&str> = topic_statuses.iter().map(|topic| topic.name.as_str()).collect();
     let held = held_back(pipeline, &known, &topics, &tables.unusable, &children);
+    let source_changes: Vec<_> = source_changes
+        .into_iter()
+        .filter(|change| !held.contains_key(&Component::Export(change.export.clone()).to_string()))
+        .collect();
+    if source_changes != memory.source_changes_told {
+        context.events.publish_all(object, &sources::notices(&source_changes)).await;
+        memory.source_changes_told = source_changes;
+    }
     let applied = {
         let mut applier = Applier {
             client: &context.client,
@@ -234,6 +250,20 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
     if failed {
         return Ok(Action::requeue(memory.passes.failed("apply", Instant::now())));
     }
+    Ok(Action::requeue(context.resync))
+}
+
+/// Says in the status why the spec cannot be made true. What runs is left alone.
+async fn refuse(
+    object: &IngestionPipeline,
+    context: &Context,
+    memory: &mut Memory,
+    previous: &IngestionPipelineStatus,
+    children: &Children,
+    problems: &Problems,
+) -> Result<Action, Error> {
+    context.metrics.failed("validate");
+    write_report(object, context, memory, previous, children, Verdict::Invalid(problems), None).await?;
     Ok(Action::requeue(context.resync))
 }
 

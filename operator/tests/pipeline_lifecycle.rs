@@ -22,11 +22,12 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use penstock_crds::IngestionPipeline;
+use penstock_crds::{IngestionPipeline, IngestionPipelineStatus};
 use penstock_operator::{
     controller,
     metrics::Metrics,
     options::Options,
+    sources,
     topics::{Clusters, Observation, Transformed, observe, stage_topics},
 };
 use penstock_pipeline::{
@@ -374,7 +375,42 @@ async fn a_change_concerns_what_it_concerns() {
         })
         .await;
 
+    let before = world.generations().await;
     world.patch(json!({"transformation": null})).await;
+    world
+        .until("the loss of the last step is refused", async || {
+            let (status, reason, message) = world.condition("Stalled").await;
+            status == "True" && reason == "ExportSourceChange" && message.contains("warehouse (")
+        })
+        .await;
+    assert_eq!(world.generations().await, before, "it touches nothing");
+    world.api::<Deployment>().delete("web-export-warehouse", &DeleteParams::background()).await.unwrap();
+    let refused = world.pipeline().await.status;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.condition("Stalled").await.1, "ExportSourceChange", "and stays visible");
+    let conditions = |status: Option<IngestionPipelineStatus>| status.unwrap().conditions;
+    assert_eq!(conditions(world.pipeline().await.status), conditions(refused), "unmoved");
+    let accept = json!({"metadata": {"annotations": {sources::ACCEPT_ANNOTATION: "true"}}});
+    world
+        .api::<IngestionPipeline>()
+        .patch(NAME, &PatchParams::default(), &Patch::Merge(&accept))
+        .await
+        .unwrap();
+    world
+        .until("what is accepted is done", async || {
+            let maps = world.list::<ConfigMap>().await;
+            let live = world.api::<Deployment>().get_opt("web-export-warehouse").await.unwrap();
+            live.is_some_and(|live| {
+                let pod = live.spec.template.spec.unwrap();
+                let mounted = pod.volumes.into_iter().flatten().find_map(|volume| volume.config_map).unwrap();
+                let map = maps.iter().find(|map| map.name_any() == mounted.name).unwrap();
+                map.data.as_ref().unwrap()["config.yaml"].contains("web.ingested")
+            })
+        })
+        .await;
+    let events = world.api::<Event>().list(&ListParams::default()).await.unwrap().items;
+    let told = |reason: &str| events.iter().filter(|e| e.reason.as_deref() == Some(reason)).count();
+    assert_eq!((told("ExportSourceChange"), told("ExportSourceChanged")), (1, 1), "each is told once");
     world
         .until("a component that is not wanted any more is gone", async || {
             world.list::<Deployment>().await.len() == 3

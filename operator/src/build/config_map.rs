@@ -8,7 +8,7 @@ use super::{config::ComponentConfig, labels, workload_name};
 use crate::validate::{Component, ValidatedPipeline};
 
 /// Key of the configuration file.
-pub(super) const KEY: &str = "config.yaml";
+pub const KEY: &str = "config.yaml";
 
 /// Name of the ConfigMap of one revision.
 pub(super) fn name(pipeline: &ValidatedPipeline, component: &Component, revision: &str) -> String {

@@ -24,6 +24,8 @@ use crate::validate::{Component, Destination, ValidatedPipeline, Workload};
 pub(super) const HTTP_PORT: i32 = 8000;
 /// Port of `/metrics`, `/healthz` and `/readyz`.
 pub(super) const ADMIN_PORT: i32 = 9090;
+/// Volume of the ConfigMap that a component runs with.
+pub const CONFIG_VOLUME: &str = "config";
 /// User and group of the image.
 const USER: i64 = 65532;
 /// Old ReplicaSets kept for `kubectl rollout undo`; their ConfigMaps are kept with them.
@@ -210,7 +212,7 @@ fn files(pipeline: &ValidatedPipeline, component: &Component, config: &Component
     };
     let mut files = vec![File {
         volume: Volume {
-            name: "config".to_owned(),
+            name: CONFIG_VOLUME.to_owned(),
             config_map: Some(ConfigMapVolumeSource {
                 name: config_map::name(pipeline, component, &config.revision),
                 default_mode: Some(0o444),
@@ -218,7 +220,7 @@ fn files(pipeline: &ValidatedPipeline, component: &Component, config: &Component
             }),
             ..Volume::default()
         },
-        mount: mount("config", config::CONFIG_DIRECTORY),
+        mount: mount(CONFIG_VOLUME, config::CONFIG_DIRECTORY),
     }];
     let secret_volume = |name: &str, secret: String, key: &str| Volume {
         name: name.to_owned(),

@@ -19,6 +19,8 @@ use k8s_openapi::api::{
 };
 
 pub use config::{ComponentConfig, Rendering};
+pub use config_map::KEY as CONFIG_KEY;
+pub use deployment::CONFIG_VOLUME;
 pub use labels::{COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, REVISION_LABEL};
 
 use crate::validate::{Component, ValidatedPipeline};

@@ -75,6 +75,12 @@ pub enum Problem {
         /// The compiler's own words.
         diagnostics: String,
     },
+    /// Exports that run would read another topic; see [`crate::sources`].
+    #[error("{message}")]
+    ExportSourceChange {
+        /// Which exports, what would happen, and what to do.
+        message: String,
+    },
 }
 
 impl Problem {
@@ -86,6 +92,7 @@ impl Problem {
             Self::KeyMissing { .. } => "ReferenceKeyMissing",
             Self::ReferenceValue { .. } => "ReferenceInvalid",
             Self::Transformation { .. } => "InvalidTransformation",
+            Self::ExportSourceChange { .. } => "ExportSourceChange",
         }
     }
 }
