@@ -7,7 +7,7 @@ SHELL := /bin/bash
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: ## From nothing to events in ClickHouse (first run about 20 minutes, later runs under 2)
+quickstart: ## From nothing to events in ClickHouse (first run about 25 minutes, later runs under 2)
 	@e2e/quickstart
 
 test: ## All tests: static checks, unit, real Kafka, ClickHouse and API server, end to end

@@ -107,7 +107,9 @@ fn a_recreated_topic_has_another_id() {
     assert_eq!(topic_id(client, &topic.name, TIMEOUT).unwrap(), Some(first), "the same topic, another id");
 
     delete_topic(client, &topic.name, TIMEOUT).unwrap();
-    eventually("the topic is gone", || topic_id(client, &topic.name, TIMEOUT).unwrap().is_none().then_some(()));
+    eventually("the topic is gone", || {
+        topic_id(client, &topic.name, TIMEOUT).unwrap().is_none().then_some(())
+    });
     topic.create_again(2, &[]);
     let second = eventually("the topic is known", || topic_id(client, &topic.name, TIMEOUT).unwrap());
     assert_ne!(first, second);
@@ -264,8 +266,8 @@ fn an_open_transaction_holds_back_the_last_stable_offset_only() {
         transactional.flush(TIMEOUT).unwrap();
     };
     let end = |isolation| {
-        let ends =
-            list_offsets(plain.client(), &[(&topic.name, 0)], OffsetSpec::Latest, isolation, TIMEOUT).unwrap();
+        let ends = list_offsets(plain.client(), &[(&topic.name, 0)], OffsetSpec::Latest, isolation, TIMEOUT)
+            .unwrap();
         ends[&(topic.name.clone(), 0)].clone().unwrap()
     };
     transactional.begin_transaction().unwrap();
