@@ -277,11 +277,13 @@ impl Partitions {
         }
     }
 
-    /// Stops reading a partition.
-    pub fn hold(&mut self, partition: i32, hold: Hold) {
-        if let Some(entry) = self.owned.get_mut(&partition) {
-            entry.state = State::Held(hold);
-        }
+    /// Stops reading a partition. True when messages of it were delivered that are not committed: what was made of them
+    /// must not be committed either, since the position behind them is given up.
+    #[must_use]
+    pub fn hold(&mut self, partition: i32, hold: Hold) -> bool {
+        let Some(entry) = self.owned.get_mut(&partition) else { return false };
+        entry.state = State::Held(hold);
+        entry.first_unsettled.take().is_some()
     }
 
     /// A message came.
@@ -500,6 +502,21 @@ mod tests {
         partitions.pass_over(0, 6);
         partitions.place(0, at(5));
         assert_eq!(partitions.accept(0, 6), Accept::Broken { expected: 5 });
+    }
+
+    #[test]
+    fn a_partition_that_is_held_takes_back_what_was_taken_of_it() {
+        let gone = || Hold::OutOfRange { offset: 7, low: 0, high: 6 };
+        let mut partitions = consuming(5);
+        partitions.accept(0, 5);
+        assert!(partitions.hold(0, gone()), "the message is in the open transaction");
+        assert!(!partitions.has_to_commit(), "and its position would not be");
+
+        let mut partitions = consuming(5);
+        partitions.accept(0, 5);
+        let positions = partitions.to_commit();
+        partitions.committed(&positions);
+        assert!(!partitions.hold(0, gone()), "what is committed stays");
     }
 
     #[test]

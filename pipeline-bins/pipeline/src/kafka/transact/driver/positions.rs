@@ -10,7 +10,7 @@ use crate::kafka::{
     topic_ids,
     transact::{
         Process,
-        lifecycle::{Event, State},
+        lifecycle::{Event, Remedy, State},
         partitions::{CommittedOffset, Hold, Origin, Seen, Start, start},
     },
 };
@@ -120,7 +120,15 @@ impl<P: Process> Driver<'_, P> {
             let seen = Seen { committed: offsets.remove(&partition), low, high };
             starts.push((partition, start(partition, &seen, &topic, source.start_from)));
         }
-        self.topic = Some(topic);
+        let is = topic.topic_id.clone();
+        if let Some(was) = self.topic.replace(topic).map(|was| was.topic_id).filter(|was| *was != is) {
+            // Those that are read already have positions in the topic of before.
+            for partition in self.partitions.consuming() {
+                if !partitions.contains(&partition) {
+                    self.hold(partition, Hold::OtherTopic { was: was.clone(), is: is.clone() });
+                }
+            }
+        }
         Ok(starts)
     }
 
@@ -128,7 +136,9 @@ impl<P: Process> Driver<'_, P> {
         error!(topic = self.options.source.topic, partition, reason = %hold, "the partition is held");
         self.pause(&[partition]);
         self.status.facts().held.insert(partition, hold.to_string());
-        self.partitions.hold(partition, hold);
+        if self.partitions.hold(partition, hold) && matches!(self.state, State::Open { .. }) {
+            self.happened(Event::Failed(Remedy::Abort));
+        }
         self.metrics.held.set(self.partitions.held().count() as i64);
     }
 

@@ -153,8 +153,16 @@ impl<P: Process> Driver<'_, P> {
             let Some(producer) = &driver.producer else { return Ok(()) };
             producer.flush(timeout)?;
             match &driver.group {
-                Some(group) if !positions.is_empty() => producer.send_offsets(&offsets, group, timeout),
-                _ => Ok(()),
+                _ if positions.is_empty() => Ok(()),
+                Some(group) => producer.send_offsets(&offsets, group, timeout),
+                // Without them the messages would be read, and written, once more.
+                None => Err(Failure {
+                    code: RDKafkaErrorCode::UnknownGroup,
+                    fatal: false,
+                    retriable: false,
+                    requires_abort: true,
+                    reason: "the consumer does not say which group it is in".to_owned(),
+                }),
             }
         }) && self.try_step(Step::Commit, started, |driver, timeout| match &driver.producer {
             Some(producer) => producer.commit(timeout),
