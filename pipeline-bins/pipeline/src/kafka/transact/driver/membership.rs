@@ -156,7 +156,8 @@ impl<P: Process> Driver<'_, P> {
             E::UnknownTopicOrPartition
             | E::UnknownTopic
             | E::UnknownPartition
-            | E::TopicAuthorizationFailed => {
+            | E::TopicAuthorizationFailed
+            | E::BadMessage => {
                 warn!(partition, ?code, reason, "the partition cannot be read at the moment");
                 self.trouble(format!("partition {partition}: {reason}"));
             }
