@@ -30,6 +30,7 @@ pub fn check(config: &TransformationConfig) -> Result<(), String> {
     if config.event_time_budget_ms == 0 {
         return Err("eventTimeBudgetMs: is 0; write at least 1".to_owned());
     }
+    transact::check(&config.source, &config.transaction)?;
     let topics = [&config.source.topic, &config.sink, &config.dead_letter];
     if BTreeSet::from(topics).len() != topics.len() {
         return Err("source.topic, sink and deadLetter must be three topics".to_owned());

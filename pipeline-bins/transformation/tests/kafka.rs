@@ -252,11 +252,11 @@ async fn every_event_has_exactly_one_outcome_although_the_process_is_killed() {
     topics.delete().await;
 }
 
-#[test]
-fn a_configuration_with_a_broken_program_is_refused_with_the_compilers_words() {
+/// What `--check-config` says of a configuration that it refuses.
+fn refusal(change: impl FnOnce(&mut Value)) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.yaml");
-    let config = json!({
+    let mut config = json!({
         "identity": {"namespace": "test", "pipeline": "web", "component": "transformation"},
         "admin": {"listen": "127.0.0.1:9090", "stallAfterMs": 60_000},
         "kafka": {"bootstrapServers": "127.0.0.1:9092"},
@@ -268,13 +268,25 @@ fn a_configuration_with_a_broken_program_is_refused_with_the_compilers_words() {
             "idPrefix": "t.", "timeoutMs": 10_000, "maxMessages": 500, "maxBytes": 1_000_000, "maxWaitMs": 50
         },
         "sink": "b", "deadLetter": "c", "eventTimeBudgetMs": 100,
-        "steps": [{"name": "clock", "onError": "pass", "vrl": ".timestamp = now()"}],
+        "steps": [{"name": "clock", "onError": "pass", "vrl": "true"}],
     });
+    change(&mut config);
     fs::write(&path, config.to_string()).unwrap();
     let output =
         Command::new(env!("CARGO_BIN_EXE_transformation")).arg("--check-config").arg(path).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8(output.stderr).unwrap();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_configuration_with_a_broken_program_is_refused_with_the_compilers_words() {
+    let text = refusal(|config| config["steps"][0]["vrl"] = ".timestamp = now()".into());
     assert!(text.contains("steps[0] (clock): the program does not compile:"), "{text}");
     assert!(text.contains("error at line 1, column 14: the function now is not available"), "{text}");
+}
+
+#[test]
+fn a_transaction_that_the_broker_would_abort_is_refused() {
+    let text = refusal(|config| config["transaction"]["maxWaitMs"] = 9_000.into());
+    assert!(text.contains("transaction.maxWaitMs must be at most half"), "{text}");
 }
