@@ -14,6 +14,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 const RETENTION: &str = "retention.ms";
 const MAX_MESSAGE: &str = "max.message.bytes";
 const MIN_IN_SYNC: &str = "min.insync.replicas";
+const TIMESTAMPS: &str = "message.timestamp.type";
 
 /// Replicas from which on an acknowledgement can, and should, mean two of them.
 const DURABLE_REPLICAS: i16 = 3;
@@ -24,6 +25,8 @@ struct Stage {
     partitions: i32,
     retention_days: u64,
     max_message_bytes: u32,
+    /// `message.timestamp.type`, where it matters.
+    timestamps: Option<&'static str>,
 }
 
 const CAPTURED: Stage = Stage {
@@ -31,12 +34,16 @@ const CAPTURED: Stage = Stage {
     partitions: PARTITIONS,
     retention_days: 7,
     max_message_bytes: message_size::CAPTURED_TOPIC,
+    timestamps: None,
 };
 const INGESTED: Stage = Stage {
     name: "ingested",
     partitions: PARTITIONS,
     retention_days: 3,
     max_message_bytes: message_size::STAGE_TOPIC,
+    // Components pass on the time of capture. Retention would count from there: what is written after a standstill that was
+    // longer than it would be deleted before anybody has read it.
+    timestamps: Some("LogAppendTime"),
 };
 const TRANSFORMED: Stage = Stage { name: "transformed", ..INGESTED };
 const DEAD_LETTER: Stage = Stage {
@@ -44,6 +51,7 @@ const DEAD_LETTER: Stage = Stage {
     partitions: DEAD_LETTER_PARTITIONS,
     retention_days: 30,
     max_message_bytes: message_size::DEAD_LETTER_TOPIC,
+    timestamps: None,
 };
 
 /// Whether a pipeline has a transformation, and with it a `transformed` topic.
@@ -110,6 +118,9 @@ fn topic(
         (MAX_MESSAGE.to_owned(), stage.max_message_bytes.to_string()),
         (RETENTION.to_owned(), (stage.retention_days * DAY_MS).to_string()),
     ]);
+    if let Some(timestamps) = stage.timestamps {
+        config.insert(TIMESTAMPS.to_owned(), timestamps.to_owned());
+    }
     if replication_factor.is_some_and(|replicas| replicas >= DURABLE_REPLICAS) {
         config.insert(MIN_IN_SYNC.to_owned(), "2".to_owned());
     }
@@ -167,6 +178,24 @@ mod tests {
             assert_eq!(topic.config["cleanup.policy"], "delete", "{name}");
             assert!(!topic.config.contains_key("min.insync.replicas"), "{name}");
         }
+    }
+
+    #[test]
+    fn retention_between_components_counts_from_the_writing_and_not_from_the_capture() {
+        let topics = stage_topics("p.", None, Transformed::Wanted);
+        for (name, timestamps) in [
+            ("captured", None),
+            ("ingested", Some("LogAppendTime")),
+            ("transformed", Some("LogAppendTime")),
+            ("dead-letter", None),
+        ] {
+            let config = &named(&topics, &format!("p.{name}")).config;
+            assert_eq!(config.get("message.timestamp.type").map(String::as_str), timestamps, "{name}");
+        }
+        let own =
+            settings(serde_json::json!({"ingested": {"config": {"message.timestamp.type": "CreateTime"}}}));
+        let topics = stage_topics("p.", Some(&own), Transformed::Absent);
+        assert_eq!(named(&topics, "p.ingested").config["message.timestamp.type"], "CreateTime");
     }
 
     #[test]
