@@ -299,8 +299,6 @@ impl Driver {
         if assigned.machine.held().is_some() || message.offset < assigned.collector.next_offset() {
             return;
         }
-        // The dead letters of a plan's range were acknowledged before it was planned.
-        let planned = assigned.collector.is_planned();
         let mut letter = None;
         let mut filtered = false;
         let taken = assigned.collector.take(message.offset, now, self.limits, |out| {
@@ -319,8 +317,9 @@ impl Driver {
         if filtered {
             self.metrics.filtered.inc();
         }
-        // A message after the range of a plan is not covered by it.
-        let letter = letter.filter(|_| !planned || matches!(taken, Taken::CompleteBefore(_)));
+        // In the range of a plan as well, whose dead letters were acknowledged before it was made: by another `where` (or one
+        // that ran out of time only now) an event that was a row then may be none now, and must not vanish. A repeated
+        // letter is recognised by its key.
         let pending = usize::from(letter.is_some());
         let block = match taken {
             Taken::Collecting => {
