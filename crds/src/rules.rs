@@ -91,10 +91,10 @@ pub(crate) fn object_name(what: &str) -> Rule {
     )
 }
 
-/// Key of a Secret or ConfigMap.
-pub(crate) fn object_key() -> Rule {
+/// Key of a Secret or ConfigMap. `what` is the subject of the message.
+pub(crate) fn object_key(what: &str, example: &str) -> Rule {
     Rule::new("self.matches('^[-._a-zA-Z0-9]+$')")
-        .message("key must be letters, digits, '-', '_' and '.', for example token")
+        .message(format!("{what} must be letters, digits, '-', '_' and '.', for example {example}").as_str())
 }
 
 /// A name that ClickHouse takes without quotes.

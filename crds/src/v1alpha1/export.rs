@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KeySelector, Management, WorkloadSettings};
+use super::{ClickHouseAuthSpec, KeySelector, Management, TlsSpec, WorkloadSettings};
 use crate::{
     quantity::{ByteSize, Count, HumanDuration},
     rules::{
@@ -70,13 +70,25 @@ pub enum StartFrom {
 /// A ClickHouse table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.tls) || self.url.startsWith('https://')").message(
+    "tls needs an https URL; write url: https://…, with the port of ClickHouse's https interface (often 8443), or remove tls"
+))]
+#[x_kube(validation = Rule::new(
+    "!has(self.auth) || self.url.startsWith('https://') || (has(self.auth.plainHttp) && self.auth.plainHttp == 'Allow')"
+).message("auth over plain http would send the password readable to everybody on the way; write url: https://…, or auth.plainHttp: Allow where the network itself is encrypted"))]
 pub struct ClickHouseSpec {
-    /// URL of the HTTP interface, `http://host:8123`.
+    /// URL of the HTTP interface, `http://host:8123` or `https://host:8443`.
     #[schemars(length(min = 1, max = 2_048))]
     #[x_kube(validation = Rule::new(r"isURL(self) && self.matches('^https?://[^/?#@]+(/[^?#]*)?$')").message(
-        "url must be an http or https URL without user, password and query, for example http://clickhouse.warehouse:8123"
+        "url must be an http or https URL without user, password and query, for example https://clickhouse.warehouse:8443"
     ))]
     pub url: String,
+    /// Whom to trust behind an https URL. Default: the public authorities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// Who the export and the operator are in ClickHouse. Default: the user `default` without a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<ClickHouseAuthSpec>,
     /// Database of the table. Immutable.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = clickhouse_identifier("database"))]

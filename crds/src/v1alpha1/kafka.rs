@@ -6,6 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{KafkaAuthSpec, TlsSpec};
 use crate::{quantity::HumanDuration, rules::duration_between};
 
 /// The Kafka cluster, and the topics between the components.
@@ -14,6 +15,12 @@ use crate::{quantity::HumanDuration, rules::duration_between};
 #[x_kube(validation = Rule::new(
     "has(self.topicPrefix) == has(oldSelf.topicPrefix) && (!has(self.topicPrefix) || self.topicPrefix == oldSelf.topicPrefix)"
 ).message("topicPrefix cannot be set, changed or removed later, because topics and offsets are named by it; keep the old value, or create another pipeline"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.auth) || has(self.tls) || !(has(self.auth.data.mtls) || (has(self.auth.admin) && has(self.auth.admin.mtls)))"
+).message("mtls is a part of TLS; write tls as well, for example tls: {caFrom: {secret: kafka-ca}}, or tls: {} for the public authorities"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.auth) || has(self.tls) || !(has(self.auth.data.oauthBearer) || (has(self.auth.admin) && has(self.auth.admin.oauthBearer)))"
+).message("oauthBearer sends its token as it is, which needs TLS; write tls as well, for example tls: {caFrom: {secret: kafka-ca}}, or tls: {} for the public authorities"))]
 pub struct KafkaSpec {
     /// `host:port`, several separated by commas.
     #[schemars(length(min = 1, max = 2_048))]
@@ -21,6 +28,12 @@ pub struct KafkaSpec {
         r"self.matches('^([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}(,([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5})*$')"
     ).message("bootstrapServers must be host:port, several separated by commas, for example kafka.streaming:9092"))]
     pub bootstrap_servers: String,
+    /// Encrypts every connection to Kafka, and says whom to trust. `{}` trusts the public authorities. Default: no TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// Who the components and the operator are in Kafka. Default: nobody, which Kafka calls `ANONYMOUS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<KafkaAuthSpec>,
     /// Prefix of topics, consumer groups and transactional ids, so that ACLs can be written before the first start.
     /// Immutable. Default `<namespace>.<name>.`
     #[serde(default, skip_serializing_if = "Option::is_none")]

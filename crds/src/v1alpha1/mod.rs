@@ -5,6 +5,7 @@ mod consumer;
 mod export;
 mod kafka;
 mod project;
+mod security;
 mod status;
 mod transformation;
 mod workload;
@@ -20,6 +21,11 @@ pub use export::{
 };
 pub use kafka::{KafkaSpec, Management, StageTopics, TopicSettings};
 pub use project::{KeySelector, Project};
+pub use security::{
+    CaSource, ClickHouseAuthSpec, ClickHouseUser, ClientCertificate, DEFAULT_CA_KEY, DEFAULT_CERTIFICATE_KEY,
+    DEFAULT_PASSWORD_KEY, DEFAULT_PRIVATE_KEY_KEY, DEFAULT_TOKEN_KEY, DEFAULT_USERNAME_KEY, KafkaAuthSpec,
+    KafkaIdentity, OauthBearer, PlainHttp, ScramSha512, ServiceAccountToken, TlsSpec,
+};
 pub use status::{ComponentStatus, IngestionPipelineStatus, TopicStatus};
 pub use transformation::{ConfigMapKeySelector, OnError, TransformationSpec, TransformationStep};
 pub use workload::{EnvironmentVariable, WorkloadSettings};

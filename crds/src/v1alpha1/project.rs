@@ -40,6 +40,6 @@ pub struct KeySelector {
     pub secret: String,
     /// Key inside the Secret.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = object_key())]
+    #[x_kube(validation = object_key("key", "token"))]
     pub key: String,
 }

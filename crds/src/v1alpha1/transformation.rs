@@ -62,7 +62,7 @@ pub struct ConfigMapKeySelector {
     pub config_map: String,
     /// Key inside the ConfigMap.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = object_key())]
+    #[x_kube(validation = object_key("key", "mask.vrl"))]
     pub key: String,
 }
 

@@ -14,6 +14,13 @@ fn refused(pointer: &'static str, value: Value, says: &'static [&'static str]) -
     Refusal { changes: vec![(pointer, value)], says }
 }
 
+impl Refusal {
+    fn says(mut self, says: &'static [&'static str]) -> Self {
+        self.says = says;
+        self
+    }
+}
+
 fn names_and_projects() -> Vec<Refusal> {
     vec![
         refused(
@@ -227,7 +234,7 @@ fn exports() -> Vec<Refusal> {
         refused(
             "/spec/exports/0/clickhouse/url",
             json!("clickhouse:8123"),
-            &["for example http://clickhouse.warehouse:8123"],
+            &["for example https://clickhouse.warehouse:8443"],
         ),
         refused("/spec/exports/0/clickhouse/url", json!("tcp://clickhouse:9000"), &["an http or https URL"]),
         refused("/spec/exports/0/clickhouse/url", json!("http://u:p@ch:8123"), &["without user, password"]),
@@ -279,12 +286,100 @@ fn exports() -> Vec<Refusal> {
     ]
 }
 
+fn kafka_security() -> Vec<Refusal> {
+    const BOTH: &str = "write exactly one of scramSha512, mtls and oauthBearer";
+    const NEEDS_ADMIN: &str = "the operator has no token of the components' ServiceAccounts";
+    let scram = || json!({"scramSha512": {"secret": "web-kafka"}});
+    let mtls = || json!({"mtls": {"secret": "web-kafka"}});
+    let pod_token = || json!({"oauthBearer": {"serviceAccountToken": {"audience": "kafka"}}});
+    let auth = |auth: Value| Refusal {
+        changes: vec![("/spec/kafka/tls", json!({})), ("/spec/kafka/auth", auth)],
+        says: &[],
+    };
+    vec![
+        refused("/spec/kafka/tls", json!({"caFrom": {}}), &["spec.kafka.tls.caFrom", "secret and configMap"]),
+        refused(
+            "/spec/kafka/tls",
+            json!({"caFrom": {"secret": "a", "configMap": "b"}}),
+            &["spec.kafka.tls.caFrom", "write exactly one of secret and configMap"],
+        ),
+        refused(
+            "/spec/kafka/tls",
+            json!({"caFrom": {"secret": "a", "key": "ca crt"}}),
+            &["spec.kafka.tls.caFrom.key", "for example ca.crt"],
+        ),
+        refused("/spec/kafka/tls", json!({"insecure": true}), &["unknown field", "spec.kafka.tls.insecure"]),
+        refused("/spec/kafka/auth", json!({}), &["spec.kafka.auth.data", "Required value"]),
+        auth(json!({"data": {}})).says(&["spec.kafka.auth.data", BOTH]),
+        auth(json!({"data": {"scramSha512": {"secret": "a"}, "mtls": {"secret": "b"}}})).says(&[BOTH]),
+        auth(json!({"data": scram(), "admin": {}})).says(&["spec.kafka.auth.admin", BOTH]),
+        auth(json!({"data": {"scramSha512": {}}})).says(&["scramSha512.secret", "Required value"]),
+        auth(json!({"data": {"scramSha512": {"secret": "Web"}}})).says(&["secret must be the name"]),
+        auth(json!({"data": {"scramSha512": {"secret": "a", "passwordKey": "pass word"}}}))
+            .says(&["passwordKey must be", "for example password"]),
+        auth(json!({"data": {"mtls": {"secret": "a", "privateKeyKey": "/"}}}))
+            .says(&["privateKeyKey must be", "for example tls.key"]),
+        auth(json!({"data": {"oauthBearer": {}}})).says(&["exactly one of serviceAccountToken and secret"]),
+        auth(json!({"data": {"oauthBearer": {"serviceAccountToken": {"audience": "kafka"}, "key": "x"}},
+            "admin": scram()}))
+        .says(&["key belongs to secret"]),
+        auth(json!({"data": {"oauthBearer": {"serviceAccountToken": {"audience": "a b"}}}, "admin": scram()}))
+            .says(&["audience must be", "for example kafka"]),
+        auth(json!({"data": {"oauthBearer": {"serviceAccountToken": {"audience": "a", "expirationSeconds": 1}}},
+            "admin": scram()}))
+        .says(&["expirationSeconds", "greater than or equal to 600"]),
+        auth(json!({"data": pod_token()})).says(&[NEEDS_ADMIN, "write admin with scramSha512, mtls"]),
+        auth(json!({"data": scram(), "admin": pod_token()})).says(&[NEEDS_ADMIN]),
+        // Without TLS.
+        refused("/spec/kafka/auth", json!({"data": mtls()}), &["mtls is a part of TLS", "tls: {caFrom:"]),
+        refused("/spec/kafka/auth", json!({"data": scram(), "admin": mtls()}), &["mtls is a part of TLS"]),
+        refused(
+            "/spec/kafka/auth",
+            json!({"data": pod_token(), "admin": scram()}),
+            &["oauthBearer sends its token as it is", "write tls as well"],
+        ),
+    ]
+}
+
+fn clickhouse_security() -> Vec<Refusal> {
+    let auth = "/spec/exports/0/clickhouse/auth";
+    vec![
+        refused(
+            "/spec/exports/0/clickhouse/tls",
+            json!({"caFrom": {"secret": "ca"}}),
+            &["spec.exports[0].clickhouse", "tls needs an https URL", "write url: https://"],
+        ),
+        refused(
+            auth,
+            json!({"data": {"secret": "ch"}}),
+            &["spec.exports[0].clickhouse", "readable to everybody on the way", "auth.plainHttp: Allow"],
+        ),
+        refused(auth, json!({"data": {"secret": "ch"}, "plainHttp": "Refuse"}), &["write url: https://"]),
+        refused(auth, json!({"data": {"secret": "ch"}, "plainHttp": "Yes"}), &["\"Refuse\", \"Allow\""]),
+        refused(auth, json!({"plainHttp": "Allow"}), &["clickhouse.auth.data", "Required value"]),
+        refused(auth, json!({"data": {"secret": "C"}, "plainHttp": "Allow"}), &["secret must be the name"]),
+        refused(
+            auth,
+            json!({"data": {"secret": "c"}, "ddl": {"secret": "d", "usernameKey": "a b"}, "plainHttp": "Allow"}),
+            &["clickhouse.auth.ddl.usernameKey", "for example username"],
+        ),
+    ]
+}
+
 #[tokio::test]
 #[ignore = "needs an API server; make test provides one"]
 async fn bad_input_is_refused_with_a_message_that_says_what_to_write() {
     let server = Server::connect().await;
     let mut wrong = Vec::new();
-    let all = [names_and_projects(), kafka_and_topics(), workloads(), steps(), exports()];
+    let all = [
+        names_and_projects(),
+        kafka_and_topics(),
+        workloads(),
+        steps(),
+        exports(),
+        kafka_security(),
+        clickhouse_security(),
+    ];
     for refusal in all.into_iter().flatten() {
         match server.judge_new(&good_but(&refusal.changes)).await {
             Ok(_) => wrong.push(format!("taken: {:?}", refusal.changes)),

@@ -85,6 +85,68 @@ async fn quantities_are_taken_as_numbers_and_as_text_up_to_their_bounds() {
     server.remove().await;
 }
 
+#[tokio::test]
+#[ignore = "needs an API server; make test provides one"]
+async fn every_kind_of_identity_is_taken() {
+    let server = Server::connect().await;
+    let scram = json!({"scramSha512": {"secret": "kafka", "usernameKey": "user", "passwordKey": "pass"}});
+    let mtls = json!({"mtls": {"secret": "kafka-admin", "certificateKey": "crt", "privateKeyKey": "key"}});
+    let token = json!({"oauthBearer": {"secret": "kafka-token", "key": "jwt"}});
+    let pod_token =
+        json!({"oauthBearer": {"serviceAccountToken": {"audience": "kafka", "expirationSeconds": 600}}});
+    let ca = json!({"caFrom": {"configMap": "company-ca", "key": "bundle.pem"}});
+    let warehouse = json!({
+        "url": "https://clickhouse.invalid:8443", "database": "analytics", "tls": {"caFrom": {"secret": "ca"}},
+        "auth": {"data": {"secret": "insert", "usernameKey": "u"}, "ddl": {"secret": "ddl", "passwordKey": "p"}},
+    });
+    let plain = json!({
+        "url": "http://clickhouse.invalid:8123", "database": "analytics",
+        "auth": {"data": {"secret": "insert"}, "plainHttp": "Allow"},
+    });
+    let mut wrong = Vec::new();
+    for change in [
+        vec![("/spec/kafka/tls", json!({}))],
+        vec![("/spec/kafka/tls", ca.clone())],
+        // SCRAM does not send the password.
+        vec![("/spec/kafka/auth", json!({"data": scram}))],
+        vec![("/spec/kafka/tls", ca.clone()), ("/spec/kafka/auth", json!({"data": mtls}))],
+        vec![("/spec/kafka/tls", ca.clone()), ("/spec/kafka/auth", json!({"data": scram, "admin": mtls}))],
+        vec![("/spec/kafka/tls", ca.clone()), ("/spec/kafka/auth", json!({"data": token}))],
+        vec![
+            ("/spec/kafka/tls", ca.clone()),
+            ("/spec/kafka/auth", json!({"data": pod_token, "admin": token})),
+        ],
+        vec![("/spec/exports/0/clickhouse", warehouse)],
+        vec![("/spec/exports/0/clickhouse", plain)],
+    ] {
+        match server.judge(&good_but(&change)).await {
+            // What was written comes back from the types as it was written.
+            Ok(taken) => {
+                let spec = serde_json::to_value(&taken.spec).unwrap();
+                for (pointer, value) in &change {
+                    let read = spec.pointer(pointer.trim_start_matches("/spec")).unwrap();
+                    let lost = without_defaults(read) != without_defaults(value);
+                    if lost {
+                        wrong.push(format!("{pointer}: {value} was read as {read}"));
+                    }
+                }
+            }
+            Err(message) => wrong.push(format!("{change:?}: {message}")),
+        }
+    }
+    server.remove().await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// `management` has a default in the types, which writing shows.
+fn without_defaults(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("management");
+    }
+    value
+}
+
 /// The rules have a budget at run time as well as the one that is estimated when the definition is installed.
 #[tokio::test]
 #[ignore = "needs an API server; make test provides one"]
