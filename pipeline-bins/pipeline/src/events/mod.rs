@@ -3,5 +3,6 @@
 pub mod captured;
 pub mod dead_letter;
 pub mod ingested;
+pub mod sharding;
 pub mod surrogates;
 pub mod table;
