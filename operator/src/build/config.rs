@@ -127,7 +127,7 @@ fn admin() -> Admin {
 }
 
 fn kafka(pipeline: &ValidatedPipeline) -> KafkaConnection {
-    KafkaConnection { bootstrap_servers: pipeline.kafka.bootstrap_servers.clone() }
+    KafkaConnection::plaintext(pipeline.kafka.bootstrap_servers.clone())
 }
 
 fn source(pipeline: &ValidatedPipeline, component: &Component, start_from: StartFrom) -> Source {
@@ -220,8 +220,11 @@ fn export(pipeline: &ValidatedPipeline, export: &Export) -> ExportConfig {
         Destination::ClickHouse { table, block, .. } => {
             DestinationConfig::ClickHouse(ClickHouseDestination {
                 url: table.url.clone(),
+                tls: None,
+                auth: None,
                 database: table.database.clone(),
                 table: table.table.clone(),
+                shards: Vec::new(),
                 block: block.clone(),
                 insert_timeout_ms: INSERT_TIMEOUT_MS,
                 retry: RetryConfig { max_attempts: None, min_backoff_ms: 200, max_backoff_ms: 30_000 },

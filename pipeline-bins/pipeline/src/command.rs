@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tracing::{error, info};
 
 use crate::{
-    config::{self, Admin, Identity},
+    config::{self, Admin, Identity, KafkaConnection},
     health::{self, Health},
     lifecycle::{Shutdown, listen_for_signals},
     telemetry::{self, Metrics},
@@ -37,6 +37,8 @@ pub trait Configuration: DeserializeOwned + Send + 'static {
     fn identity(&self) -> &Identity;
     /// Where it tells how it is.
     fn admin(&self) -> &Admin;
+    /// How it reaches Kafka.
+    fn kafka(&self) -> &KafkaConnection;
 }
 
 macro_rules! configuration {
@@ -47,6 +49,9 @@ macro_rules! configuration {
             }
             fn admin(&self) -> &Admin {
                 &self.admin
+            }
+            fn kafka(&self) -> &KafkaConnection {
+                &self.kafka
             }
         }
     )*};
@@ -222,8 +227,9 @@ impl<C: Configuration> Binary<C> {
     }
 
     fn load(&self, path: &Path) -> Result<C, ConfigError> {
-        let config = load_config(path)?;
-        (self.check)(&config).map_err(|reason| ConfigError::Invalid { path: path.to_owned(), reason })?;
+        let config: C = load_config(path)?;
+        let checked = config.kafka().check().and_then(|()| (self.check)(&config));
+        checked.map_err(|reason| ConfigError::Invalid { path: path.to_owned(), reason })?;
         Ok(config)
     }
 

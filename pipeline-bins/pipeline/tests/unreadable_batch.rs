@@ -114,7 +114,7 @@ fn a_batch_that_was_damaged_on_its_way_is_read_again() {
         producer.flush(Duration::from_secs(10)).expect("acknowledged");
     }
 
-    let kafka = KafkaConnection { bootstrap_servers: broker };
+    let kafka = KafkaConnection::plaintext(broker);
     let source = Source {
         topic: TOPIC.into(),
         group: "g".into(),

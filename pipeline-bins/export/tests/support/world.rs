@@ -143,7 +143,7 @@ impl World {
                 component: "export-test".into(),
             },
             admin: Admin { listen: "127.0.0.1:0".parse().unwrap(), stall_after_ms: 60_000 },
-            kafka: KafkaConnection { bootstrap_servers: kafka() },
+            kafka: KafkaConnection::plaintext(kafka()),
             source: Source {
                 topic: self.topic.clone(),
                 group: self.group.clone(),
@@ -155,8 +155,11 @@ impl World {
             where_: None,
             destination: Destination::ClickHouse(ClickHouseDestination {
                 url: url.to_owned(),
+                tls: None,
+                auth: None,
                 database: self.database.clone(),
                 table: "events".into(),
+                shards: Vec::new(),
                 block,
                 insert_timeout_ms: 10_000,
                 retry: RetryConfig { max_attempts: None, min_backoff_ms: 50, max_backoff_ms: 1000 },

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Identity, KafkaConnection, LiveFile, Source};
+use super::{Admin, Identity, KafkaConnection, LiveFile, PasswordFiles, Source, TlsConfig};
 
 /// Configuration of `export`: one export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,18 +40,38 @@ pub enum Destination {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClickHouseDestination {
-    /// URL of the HTTP interface.
+    /// URL of the HTTP interface. With `shards` nothing is written through it.
     pub url: String,
+    /// Whom to trust when the URL is `https://…`; absent: the public authorities. Not with `http://…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// User and password; absent: the server's default user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<PasswordFiles>,
     /// Database.
     pub database: String,
-    /// Table, with the columns of [`crate::events::table`].
+    /// Table, with the columns of [`crate::events::table`]. With `shards` the one on each shard, below the Distributed one.
     pub table: String,
+    /// Shards, in the order in which their cluster has them; a row belongs to the one that
+    /// [`shard_of`](crate::events::sharding::shard_of) says. Empty: one server, at `url`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<ClickHouseShard>,
     /// When an insert is made.
     pub block: BlockLimits,
     /// Time-out of one insert, milliseconds; shorter than the source's `maxPollIntervalMs`.
     pub insert_timeout_ms: u32,
     /// Pauses between attempts.
     pub retry: RetryConfig,
+}
+
+/// Servers that have the same rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClickHouseShard {
+    /// Its part of the rows, in relation to the sum over all shards; 0 gets none.
+    pub weight: u32,
+    /// URLs of the HTTP interfaces, the preferred one first; at least one.
+    pub replicas: Vec<String>,
 }
 
 /// When an insert is made: at whichever comes first.

@@ -4,11 +4,13 @@
 //! explicit here: defaults are the operator's business, so that a file says all that a binary does. Times are integers
 //! with their unit in the name.
 //!
-//! Files that are reloaded while a binary runs (projects, signing keys) are named by path and mounted apart.
+//! Files that are reloaded while a binary runs (projects, signing keys, passwords) are named by path and mounted apart.
+//! Nothing secret is in a configuration file.
 
 mod capture;
 mod consumer;
 mod export;
+mod security;
 mod transformation;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -18,8 +20,10 @@ use serde::{Deserialize, Serialize};
 pub use capture::{CaptureConfig, CaptureLimits, DrainConfig};
 pub use consumer::ConsumerConfig;
 pub use export::{
-    BlockLimits, ClickHouseDestination, Destination, ExportConfig, RetryConfig, WebhookDestination,
+    BlockLimits, ClickHouseDestination, ClickHouseShard, Destination, ExportConfig, RetryConfig,
+    WebhookDestination,
 };
+pub use security::{CertificateFiles, KafkaAuth, PasswordFiles, TlsConfig, TokenFile};
 pub use transformation::{OnError, StepConfig, TransformationConfig};
 
 /// Which pipeline and which component a process is; in logs and metrics.
@@ -40,6 +44,12 @@ pub struct Identity {
 pub struct KafkaConnection {
     /// `host:port`, separated by commas.
     pub bootstrap_servers: String,
+    /// Encryption; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Who we are; absent: nobody in particular. A map with one key, in YAML as in JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_yaml_ng::with::singleton_map")]
+    pub auth: Option<KafkaAuth>,
 }
 
 /// Where a consumer group without a committed offset begins. `auto.offset.reset` is always `error`.

@@ -158,7 +158,7 @@ mod tests {
     use crate::config::StartFrom;
 
     fn kafka() -> KafkaConnection {
-        KafkaConnection { bootstrap_servers: "localhost:1".into() }
+        KafkaConnection::plaintext("localhost:1")
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Cluster {
             .set("isolation.level", "read_uncommitted")
             .create()
             .expect("a client for administration");
-        Self { kafka: KafkaConnection { bootstrap_servers }, prefix, topics: Vec::new(), admin }
+        Self { kafka: KafkaConnection::plaintext(bootstrap_servers), prefix, topics: Vec::new(), admin }
     }
 
     pub fn name(&self, name: &str) -> String {
