@@ -79,7 +79,14 @@ mod tests {
             state: cache.join("state"),
             cache: cache.to_owned(),
             sources: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
-            ports: HostPorts { api: 1, kafka: 2, clickhouse: 3 },
+            ports: HostPorts {
+                api: 1,
+                kafka: 2,
+                kafka_tls: 3,
+                kafka_sasl: 4,
+                clickhouse: 5,
+                clickhouse_tls: 6,
+            },
         }
     }
 

@@ -7,7 +7,10 @@ use anyhow::Result;
 
 use crate::command::{Run, wait_until, write_atomically};
 use crate::daemon::{self, Daemon, Network, config_file};
-use crate::layout::{CLICKHOUSE_NODE_PORT, KAFKA_NODE_PORT, Layout, NODE, NODE_IP, POD_CIDR, SERVICE_CIDR};
+use crate::layout::{
+    CLICKHOUSE_NODE_PORT, CLICKHOUSE_TLS_NODE_PORT, KAFKA_NODE_PORT, KAFKA_SASL_NODE_PORT,
+    KAFKA_TLS_NODE_PORT, Layout, NODE, NODE_IP, POD_CIDR, SERVICE_CIDR,
+};
 use crate::pki;
 
 /// The address of the API server within the node's namespace.
@@ -125,7 +128,10 @@ fn ensure_forwarder(layout: &Layout) -> Result<()> {
             "forward".into(),
             format!("{}={NODE_IP}:6443", ports.api),
             format!("{}={NODE_IP}:{KAFKA_NODE_PORT}", ports.kafka),
+            format!("{}={NODE_IP}:{KAFKA_TLS_NODE_PORT}", ports.kafka_tls),
+            format!("{}={NODE_IP}:{KAFKA_SASL_NODE_PORT}", ports.kafka_sasl),
             format!("{}={NODE_IP}:{CLICKHOUSE_NODE_PORT}", ports.clickhouse),
+            format!("{}={NODE_IP}:{CLICKHOUSE_TLS_NODE_PORT}", ports.clickhouse_tls),
         ],
     };
     forwarder.ensure(layout).map(drop)

@@ -41,6 +41,8 @@ pub struct PlatformImages {
     pub kafka: Archive,
     /// The database.
     pub clickhouse: Archive,
+    /// Ends TLS in front of the database.
+    pub tls: Archive,
 }
 
 fn buildah(layout: &Layout) -> Result<Run> {
@@ -296,7 +298,20 @@ pub fn platform(layout: &Layout, built: &toolchain::Built) -> Result<PlatformIma
             compile(&sources.join("clickhouse/launcher.c"), &context.join("clickhouse-server"), &["-ldl"])
         },
     )?;
-    Ok(PlatformImages { pause, coredns, metrics_server, kafka, clickhouse })
+
+    let tls = archive(
+        layout,
+        &Recipe { name: "tls", version: Some("1"), inputs: vec![], on_base: false },
+        |context| {
+            Run::new("go")
+                .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
+                .arg(context.join("tls"))
+                .arg(sources.join("tls/main.go"))
+                .env("CGO_ENABLED", "0")
+                .quiet()
+        },
+    )?;
+    Ok(PlatformImages { pause, coredns, metrics_server, kafka, clickhouse, tls })
 }
 
 /// Imports an image unless it was imported from this very file.

@@ -18,8 +18,14 @@ pub struct PlatformInfo {
     pub bin: PathBuf,
     /// The cluster's name for Kafka, for pods.
     pub kafka_bootstrap: String,
+    /// The same for pods that show a certificate.
+    pub kafka_tls_bootstrap: String,
+    /// The same for pods that have a password or a token.
+    pub kafka_sasl_bootstrap: String,
     /// The cluster's URL of ClickHouse, for pods.
     pub clickhouse_url: String,
+    /// The cluster's encrypted URL of ClickHouse, for pods.
+    pub clickhouse_tls_url: String,
 }
 
 impl PlatformInfo {
@@ -30,7 +36,10 @@ impl PlatformInfo {
             kubeconfig: layout.kubeconfig(),
             bin: layout.bin(),
             kafka_bootstrap: "kafka.streaming:9092".into(),
+            kafka_tls_bootstrap: "kafka.streaming:9093".into(),
+            kafka_sasl_bootstrap: "kafka.streaming:9095".into(),
             clickhouse_url: "http://clickhouse.warehouse:8123".into(),
+            clickhouse_tls_url: "https://clickhouse.warehouse:8443".into(),
         }
     }
 
@@ -60,6 +69,21 @@ impl PlatformInfo {
     /// Kafka's address for clients on this machine.
     pub fn kafka_on_host(&self) -> String {
         format!("127.0.0.1:{}", self.ports.kafka)
+    }
+
+    /// Kafka's address for clients on this machine that show a certificate.
+    pub fn kafka_tls_on_host(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.kafka_tls)
+    }
+
+    /// Kafka's address for clients on this machine that have a password or a token.
+    pub fn kafka_sasl_on_host(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.kafka_sasl)
+    }
+
+    /// ClickHouse's encrypted URL for clients on this machine.
+    pub fn clickhouse_tls_on_host(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.clickhouse_tls)
     }
 
     /// ClickHouse's URL for clients on this machine.

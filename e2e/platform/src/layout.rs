@@ -30,8 +30,14 @@ pub const API_SERVICE_IP: &str = "10.79.0.1";
 pub const DNS_IP: &str = "10.79.0.10";
 /// The node port on which Kafka's listener for clients outside the cluster is reached.
 pub const KAFKA_NODE_PORT: u16 = 30092;
+/// The node port of Kafka's listener that asks for a client certificate.
+pub const KAFKA_TLS_NODE_PORT: u16 = 30093;
+/// The node port of Kafka's listener that asks for a password or a token.
+pub const KAFKA_SASL_NODE_PORT: u16 = 30095;
 /// The node port on which ClickHouse's HTTP interface is reached.
 pub const CLICKHOUSE_NODE_PORT: u16 = 30123;
+/// The node port on which ClickHouse's HTTPS interface is reached.
+pub const CLICKHOUSE_TLS_NODE_PORT: u16 = 30443;
 
 /// Ports on 127.0.0.1 through which the machine reaches the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +46,14 @@ pub struct HostPorts {
     pub api: u16,
     /// Kafka, plaintext (`PENSTOCK_KAFKA_PORT`, 19092).
     pub kafka: u16,
+    /// Kafka, TLS with a client certificate (`PENSTOCK_KAFKA_TLS_PORT`, 19093).
+    pub kafka_tls: u16,
+    /// Kafka, TLS with a password or a token (`PENSTOCK_KAFKA_SASL_PORT`, 19095).
+    pub kafka_sasl: u16,
     /// ClickHouse over HTTP (`PENSTOCK_CLICKHOUSE_PORT`, 18123).
     pub clickhouse: u16,
+    /// ClickHouse over HTTPS (`PENSTOCK_CLICKHOUSE_TLS_PORT`, 18443).
+    pub clickhouse_tls: u16,
 }
 
 /// Folders and ports of one platform. Everything below [`Layout::state`] belongs to the platform alone.
@@ -91,7 +103,10 @@ impl Layout {
             ports: HostPorts {
                 api: port("PENSTOCK_API_PORT", 16443)?,
                 kafka: port("PENSTOCK_KAFKA_PORT", 19092)?,
+                kafka_tls: port("PENSTOCK_KAFKA_TLS_PORT", 19093)?,
+                kafka_sasl: port("PENSTOCK_KAFKA_SASL_PORT", 19095)?,
                 clickhouse: port("PENSTOCK_CLICKHOUSE_PORT", 18123)?,
+                clickhouse_tls: port("PENSTOCK_CLICKHOUSE_TLS_PORT", 18443)?,
             },
         })
     }
@@ -126,9 +141,14 @@ impl Layout {
         self.state.join("config")
     }
 
-    /// Certificates and keys.
+    /// Certificates and keys of the cluster's own components.
     pub fn pki(&self) -> PathBuf {
         self.state.join("pki")
+    }
+
+    /// Certificates and keys of Kafka and ClickHouse, signed by an authority of their own.
+    pub fn services_pki(&self) -> PathBuf {
+        self.state.join("pki-services")
     }
 
     /// What survives a stop unless it is wiped: etcd, images, and the volumes of Kafka and ClickHouse.

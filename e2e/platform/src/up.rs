@@ -97,6 +97,7 @@ pub fn up(layout: &Layout) -> Result<PlatformInfo> {
         std::fs::create_dir_all(layout.run().join("daemons"))?;
         network::ensure()?;
         pki::ensure(layout)?;
+        pki::ensure_services(layout)?;
         links(layout, &built)
     })?;
     progress.step("etcd and the API server", "10 seconds", || {
@@ -107,9 +108,14 @@ pub fn up(layout: &Layout) -> Result<PlatformInfo> {
     })?;
     progress.step("containerd and its images", "5 seconds, 30 the first time", || {
         node::ensure_containerd(layout)?;
-        for image in
-            [&images.pause, &images.coredns, &images.metrics_server, &images.kafka, &images.clickhouse]
-        {
+        for image in [
+            &images.pause,
+            &images.coredns,
+            &images.metrics_server,
+            &images.kafka,
+            &images.clickhouse,
+            &images.tls,
+        ] {
             images::import(layout, image)?;
         }
         Ok(())

@@ -16,6 +16,11 @@
 /* Seconds that the server has to end before it is killed; its tables survive either. */
 #define PATIENCE 5
 
+/* Opens the HTTP port, and goes on for ever, since the library ends with its last query. */
+#define SERVE                                                                            \
+    "SYSTEM START LISTEN HTTP; SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS " \
+    "function_sleep_max_microseconds_per_block=0, max_block_size=1, max_execution_time=0 FORMAT Null"
+
 static volatile pid_t server;
 
 static void stop(int signal) {
@@ -40,10 +45,12 @@ static int serve(int extra, char **arguments) {
         fprintf(stderr, "clickhouse: %s\n", dlerror());
         return 1;
     }
+    /* A port that nobody named is not opened. */
+    int native = 0;
+    for (int i = 0; i < extra; i++) native |= !strncmp(arguments[i], "--tcp_port=", strlen("--tcp_port="));
     char *fixed[] = {
         "clickhouse", "--path=/var/lib/clickhouse", "--http_port=8123", "--listen_host=0.0.0.0", "--multiquery",
-        "--query=SYSTEM START LISTEN HTTP; SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS "
-        "function_sleep_max_microseconds_per_block=0, max_block_size=1, max_execution_time=0 FORMAT Null",
+        native ? "--query=SYSTEM START LISTEN TCP; " SERVE : "--query=" SERVE,
     };
     int count = sizeof fixed / sizeof *fixed;
     char **all = calloc(count + extra + 1, sizeof *all);

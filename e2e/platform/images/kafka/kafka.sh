@@ -6,14 +6,14 @@ kafka-server-start.sh) class=kafka.Kafka level=${KAFKA_LOG_LEVEL:-info} ;;
 kafka-storage.sh) class=kafka.tools.StorageTool ;;
 kafka-topics.sh) class=org.apache.kafka.tools.TopicCommand ;;
 kafka-configs.sh) class=kafka.admin.ConfigCommand ;;
-kafka-acls.sh) class=kafka.admin.AclCommand ;;
+kafka-acls.sh) class=org.apache.kafka.tools.AclCommand ;;
 kafka-consumer-groups.sh) class=org.apache.kafka.tools.consumer.group.ConsumerGroupCommand ;;
 kafka-console-consumer.sh) class=org.apache.kafka.tools.consumer.ConsoleConsumer ;;
 kafka-console-producer.sh) class=org.apache.kafka.tools.ConsoleProducer ;;
 kafka-get-offsets.sh) class=org.apache.kafka.tools.GetOffsetShell ;;
 kafka-delete-records.sh) class=org.apache.kafka.tools.DeleteRecordsCommand ;;
 kafka-transactions.sh) class=org.apache.kafka.tools.TransactionsCommand ;;
-kafka-dump-log.sh) class=kafka.tools.DumpLogSegments ;;
+kafka-dump-log.sh) class=org.apache.kafka.tools.DumpLogSegments ;;
 *) echo "${0##*/}: not one of the scripts of this image" >&2; exit 1 ;;
 esac
 # shellcheck disable=SC2086 # the options are words
