@@ -1,9 +1,12 @@
 //! What the end-to-end tests share: the running platform, a pipeline of one's own, load, and the truth in Kafka and
 //! ClickHouse.
 
+pub mod acls;
+pub mod authorities;
 pub mod cluster;
 pub mod faults;
 pub mod load;
 pub mod pipeline;
+pub mod second_shard;
 pub mod truth;
 pub mod warehouse;

@@ -109,6 +109,23 @@ pub fn read_topic(bootstrap_servers: &str, topic: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
+/// Creates a topic.
+///
+/// # Errors
+/// Kafka is not reached, or refuses.
+pub fn create_topic(bootstrap_servers: &str, topic: &str, partitions: i32) -> Result<()> {
+    use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+    let admin = admin(bootstrap_servers)?;
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+    for result in futures::executor::block_on(admin.create_topics(&[new], &options))? {
+        if let Err((topic, code)) = result {
+            bail!("topic {topic} was not created: {code}");
+        }
+    }
+    Ok(())
+}
+
 /// Deletes every topic whose name begins so.
 ///
 /// # Errors
