@@ -4,7 +4,10 @@
 //! object has a finalizer. The clean-up is bounded: after [`GIVE_UP_AFTER`] it lets go and says what it left behind; the
 //! annotation [`SKIP_ANNOTATION`] lets go at once. It needs no valid spec.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
@@ -22,12 +25,17 @@ use penstock_crds::{
 use crate::{
     apply::{Applier, ApplyError, Verified, orphans::orphans},
     build::{COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL},
+    credentials,
     metrics::Metrics,
-    observe::{children::Children, outside::Outside},
+    observe::{
+        children::Children,
+        outside::{self, Outside},
+        references::References,
+    },
     report::events::Notice,
     tables::{self, WantedTable},
     topics::{self, Transformed},
-    validate::Owner,
+    validate::{Owner, Problems, ValidatedPipeline},
 };
 
 /// The finalizer.
@@ -42,8 +50,6 @@ const PODS_WITHIN: Duration = Duration::from_secs(120);
 /// What has to be deleted outside Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Where the topics are.
-    pub bootstrap_servers: String,
     /// Topics.
     pub topics: BTreeSet<String>,
     /// Tables.
@@ -55,8 +61,7 @@ impl Leftovers {
     pub fn of(object: &IngestionPipeline) -> Self {
         let spec = &object.spec;
         let policy = spec.deletion_policy.unwrap_or_default();
-        let mut leftovers =
-            Self { bootstrap_servers: spec.kafka.bootstrap_servers.clone(), ..Self::default() };
+        let mut leftovers = Self::default();
         if policy.topics == DeletionPolicy::Delete && spec.kafka.management == Management::Managed {
             let prefix = spec.kafka.topic_prefix.clone().unwrap_or_else(|| {
                 format!("{}.{}.", object.namespace().unwrap_or_default(), object.name_any())
@@ -78,11 +83,7 @@ impl Leftovers {
                 .iter()
                 .filter_map(|export| export.clickhouse.as_ref())
                 .filter(|clickhouse| clickhouse.management == Management::Managed)
-                .map(|clickhouse| WantedTable {
-                    url: clickhouse.url.clone(),
-                    database: clickhouse.database.clone(),
-                    table: clickhouse.table.clone().unwrap_or_else(|| "events".to_owned()),
-                })
+                .map(WantedTable::from)
                 .collect();
         }
         leftovers
@@ -91,6 +92,59 @@ impl Leftovers {
     /// Whether there is nothing to delete, and so no need for a finalizer.
     pub fn is_empty(&self) -> bool {
         self.topics.is_empty() && self.tables.is_empty()
+    }
+}
+
+/// How the operator reaches what is outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accesses {
+    /// Kafka.
+    kafka: topics::Access,
+    /// ClickHouse, by table.
+    tables: BTreeMap<WantedTable, tables::Access>,
+}
+
+impl Accesses {
+    /// Those of a pipeline that is in order.
+    pub fn of(pipeline: &ValidatedPipeline) -> Self {
+        let tables = outside::tables(pipeline);
+        Self {
+            kafka: pipeline.kafka.access.clone(),
+            tables: tables.into_iter().map(|(table, owner)| (table, owner.access)).collect(),
+        }
+    }
+
+    /// Those of a spec that need not be in order but in its credentials.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn of_spec(object: &IngestionPipeline, references: &References) -> Result<Self, Problems> {
+        let mut problems = Vec::new();
+        let namespace = object.namespace().unwrap_or_default();
+        let kafka = &object.spec.kafka;
+        let credentials = credentials::kafka(kafka, &namespace, references, &mut problems);
+        let mut tables = BTreeMap::new();
+        for export in &object.spec.exports {
+            let Some(clickhouse) = &export.clickhouse else { continue };
+            let field = format!("spec.exports[{}].clickhouse", export.name);
+            let (trust, _, user) =
+                credentials::clickhouse(&field, clickhouse, &namespace, references, &mut problems);
+            let access = tables::Access { trust, user };
+            if clickhouse.management == Management::Managed {
+                tables.insert(WantedTable::from(clickhouse), access);
+            } else {
+                tables.entry(WantedTable::from(clickhouse)).or_insert(access);
+            }
+        }
+        Problems::check(problems)?;
+        Ok(Self {
+            kafka: topics::Access {
+                bootstrap_servers: kafka.bootstrap_servers.clone(),
+                trust: credentials.trust,
+                identity: credentials.admin,
+            },
+            tables,
+        })
     }
 }
 
@@ -208,12 +262,16 @@ pub async fn stop_pods(
 ///
 /// # Errors
 /// All that could not be deleted, for people.
-pub async fn delete(outside: &Outside, leftovers: &Leftovers) -> Result<Vec<Notice>, String> {
+pub async fn delete(
+    outside: &Outside,
+    leftovers: &Leftovers,
+    accesses: &Accesses,
+) -> Result<Vec<Notice>, String> {
     let mut notices = Vec::new();
     let mut failures = Vec::new();
     if !leftovers.topics.is_empty() {
         let names = leftovers.topics.iter().cloned().collect();
-        match topics::delete(&outside.clusters, &leftovers.bootstrap_servers, names).await {
+        match topics::delete(&outside.clusters, &accesses.kafka, names).await {
             Ok(deleted) if deleted.is_empty() => {}
             Ok(deleted) => notices.push(Notice::normal(
                 "TopicsDeleted",
@@ -224,7 +282,8 @@ pub async fn delete(outside: &Outside, leftovers: &Leftovers) -> Result<Vec<Noti
         }
     }
     for table in &leftovers.tables {
-        match tables::drop_table(&outside.servers, table).await {
+        let access = accesses.tables.get(table).cloned().unwrap_or_default();
+        match tables::drop_table(&outside.servers, table, &access).await {
             Ok(false) => {}
             Ok(true) => notices.push(Notice::normal(
                 "TableDeleted",

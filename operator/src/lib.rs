@@ -8,6 +8,8 @@ pub mod apply;
 pub mod build;
 pub mod cleanup;
 pub mod controller;
+pub mod credentials;
+pub mod failure;
 pub mod memory;
 pub mod metrics;
 pub mod observe;

@@ -14,6 +14,8 @@ use penstock_crds::IngestionPipelineStatus;
 use crate::{
     apply::Verified,
     build::Objects,
+    cleanup::Accesses,
+    failure::Failure,
     observe::references::References,
     sources::{SourceChange, Sources},
     tables::WantedTable,
@@ -30,17 +32,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct Backoff {
     failures: u32,
     until: Option<Instant>,
-    why: String,
+    why: Failure,
 }
 
 impl Backoff {
     /// The last failure, if it is too early to try again.
-    pub fn holds(&self, now: Instant) -> Option<&str> {
-        self.until.filter(|until| now < *until).map(|_| self.why.as_str())
+    pub fn holds(&self, now: Instant) -> Option<&Failure> {
+        self.until.filter(|until| now < *until).map(|_| &self.why)
     }
 
     /// One more failure; the pauses double. The result is the pause.
-    pub fn failed(&mut self, why: impl Into<String>, now: Instant) -> Duration {
+    pub fn failed(&mut self, why: impl Into<Failure>, now: Instant) -> Duration {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.until = Some(now + pause);
@@ -89,10 +91,13 @@ pub struct Memory {
     pub source_changes_told: Vec<SourceChange>,
     /// The status.
     pub written: Option<Written>,
+    /// How what is outside was reached when the spec was last in order: a namespace that goes takes its Secrets along,
+    /// perhaps before the pipeline.
+    pub accesses: Option<Accesses>,
     /// Kafka.
     pub kafka: Backoff,
-    /// ClickHouse, by table.
-    pub clickhouse: BTreeMap<WantedTable, Backoff>,
+    /// ClickHouse, by table and URL of a server.
+    pub clickhouse: BTreeMap<(WantedTable, String), Backoff>,
     /// Passes that failed.
     pub passes: Backoff,
 }
@@ -145,7 +150,7 @@ mod tests {
         let mut backoff = Backoff::default();
         let pauses: Vec<u64> = (0..10).map(|_| backoff.failed("no answer", now).as_secs()).collect();
         assert_eq!(pauses, [2, 4, 8, 16, 30, 30, 30, 30, 30, 30]);
-        assert_eq!(backoff.holds(now), Some("no answer"));
+        assert_eq!(backoff.holds(now), Some(&Failure::from("no answer")));
         assert_eq!(backoff.holds(now + LONGEST_PAUSE), None);
         backoff.succeeded();
         assert_eq!(backoff.holds(now), None);

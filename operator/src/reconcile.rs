@@ -17,7 +17,7 @@ use penstock_crds::{FIELD_MANAGER, IngestionPipeline, IngestionPipelineStatus, v
 use crate::{
     apply::{Applier, outside as apply_outside},
     build::{self, ImageSource, Objects},
-    cleanup::{self, Leftovers, Step},
+    cleanup::{self, Accesses, Leftovers, Step},
     memory::{Memories, Memory, Planned, Written},
     metrics::Metrics,
     observe::{
@@ -146,6 +146,13 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
         Err(problems) => return refuse(object, context, memory, &previous, &children, &problems).await,
     };
     let (pipeline, objects) = (&planned.0, &planned.1);
+    let accesses = Accesses::of(pipeline);
+    if memory.accesses.as_ref() != Some(&accesses) {
+        // Whoever was refused as somebody else is asked again at once.
+        memory.kafka.succeeded();
+        memory.clickhouse.clear();
+        memory.accesses = Some(accesses);
+    }
 
     // Exports that run go on reading the topic that they read, unless somebody has taken the consequences. On every pass:
     // it depends on what runs, and an annotation is no new generation.
@@ -190,7 +197,7 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
 
     // Then the objects.
     let known: BTreeSet<&str> = topic_statuses.iter().map(|topic| topic.name.as_str()).collect();
-    let held = held_back(pipeline, &known, &topics, &tables.unusable, &children);
+    let held = held_back(pipeline, &known, &topics, &tables, &children);
     let source_changes: Vec<_> = source_changes
         .into_iter()
         .filter(|change| !held.contains_key(&Component::Export(change.export.clone()).to_string()))
@@ -316,12 +323,13 @@ fn wanted(pipeline: &ValidatedPipeline, objects: &Objects) -> Vec<Wanted> {
 ///
 /// A pod that starts before its topics would make them itself where the brokers allow that, with the brokers' number of
 /// partitions; so a component waits until they are known to exist, now or, while nobody answers, from an earlier pass.
-/// An export that runs is never held back by its table; one that has never run is.
+/// An export that has never run waits for its table. One that runs is not held back by it, unless the servers see another
+/// cluster than the spec has.
 fn held_back(
     pipeline: &ValidatedPipeline,
     known: &BTreeSet<&str>,
     topics: &apply_outside::TopicsOutcome,
-    unusable: &BTreeMap<crate::tables::WantedTable, String>,
+    tables: &apply_outside::TablesOutcome,
     children: &Children,
 ) -> BTreeMap<String, String> {
     let reachable = !topics.existing.is_empty();
@@ -346,7 +354,9 @@ fn held_back(
         };
         let workload = build::workload_name(&pipeline.owner.name, &component);
         let runs = children.deployments.iter().any(|deployment| deployment.name_any() == workload);
-        if let Some(why) = unusable.get(table).filter(|_| !runs) {
+        if let Some(why) = tables.disputed.get(table) {
+            held.insert(component.to_string(), format!("waits for its cluster: {why}"));
+        } else if let Some(why) = tables.unusable.get(table).filter(|_| !runs) {
             held.insert(component.to_string(), format!("waits for its table: {why}"));
         }
     }
@@ -509,7 +519,7 @@ async fn clean_up(
             write_deleting(object, context, memory, "StoppingPods", "its pods are being stopped").await?;
             return Ok(Action::requeue(Duration::from_secs(2)));
         }
-        Step::Delete => match cleanup::delete(&context.outside, &leftovers).await {
+        Step::Delete => match delete_outside(object, context, memory, &leftovers).await {
             Ok(notices) => context.events.publish_all(object, &notices).await,
             Err(why) => {
                 tracing::warn!(why, "topics or tables are not deleted yet");
@@ -526,6 +536,24 @@ async fn clean_up(
     }
     cleanup::set_finalizer(&context.client, object, false).await.map_err(Error::Finalizer)?;
     Ok(Action::await_change())
+}
+
+/// Deletes topics and tables with the credentials of the spec, or, when they are gone, with those of before.
+async fn delete_outside(
+    object: &IngestionPipeline,
+    context: &Context,
+    memory: &Memory,
+    leftovers: &Leftovers,
+) -> Result<Vec<Notice>, String> {
+    let namespace = object.namespace().unwrap_or_default();
+    let references = context.references.read(&namespace, &ReferenceNames::of(&object.spec)).await;
+    let accesses = references
+        .map_err(|error| error.to_string())
+        .and_then(|references| {
+            Accesses::of_spec(object, &references).map_err(|problems| problems.to_string())
+        })
+        .or_else(|why| memory.accesses.clone().ok_or(why))?;
+    cleanup::delete(&context.outside, leftovers, &accesses).await
 }
 
 /// Says in the status how far a deletion is.

@@ -1,16 +1,24 @@
 //! Tables against a real ClickHouse: planned, applied, observed again.
 #![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use penstock_crds::v1alpha1::Management;
 use penstock_operator::tables::{
-    self, Difference, Observation, Observed, Servers, TableAction, TablePlan, WantedTable,
+    self, Access, Answer, Difference, Observed, Servers, TableAction, TablePlan, WantedTable,
 };
 use penstock_pipeline::events::table::{COLUMNS, DEDUPLICATION_WINDOW, Value};
 
 fn url() -> String {
     std::env::var("PENSTOCK_TEST_CLICKHOUSE").unwrap_or_else(|_| "http://127.0.0.1:18123".to_owned())
+}
+
+/// What a plan does, in its order.
+fn actions(plan: &TablePlan) -> Vec<TableAction> {
+    plan.changes.iter().map(|change| change.action.clone()).collect()
 }
 
 /// A table in a database of its own that is dropped when the test ends.
@@ -23,7 +31,7 @@ struct Place {
 impl Place {
     fn new(database: &str, table: &str) -> Self {
         let database = format!("{database}_{}", uuid::Uuid::new_v4().simple());
-        let wanted = WantedTable { url: url(), database, table: table.to_owned() };
+        let wanted = WantedTable { url: url(), database, table: table.to_owned(), cluster: None };
         Self { servers: Servers::new(), wanted, client: clickhouse::Client::default().with_url(url()) }
     }
 
@@ -42,19 +50,26 @@ impl Place {
     }
 
     async fn plan(&self, management: Management) -> TablePlan {
-        match tables::observe(&self.servers, &self.wanted).await {
-            Observation::Reachable(observed) => tables::plan(&self.wanted, &observed, management),
-            Observation::Unreachable { why } => panic!("{why}"),
+        let observation =
+            tables::observe(&self.servers, &self.wanted, &Access::default(), &BTreeMap::new()).await;
+        if let Some(Answer::Unreachable { why }) = observation.get(&self.wanted.url) {
+            panic!("{why}");
         }
+        tables::plan(&self.wanted, &observation, management)
     }
 
     /// One pass of an operator.
     async fn pass(&self) -> TablePlan {
         let plan = self.plan(Management::Managed).await;
-        for applied in tables::apply(&self.servers, &self.wanted, plan.actions.clone()).await {
+        for applied in tables::apply(&self.servers, &Access::default(), plan.changes.clone()).await {
             applied.result.unwrap();
         }
         plan
+    }
+
+    /// Drops the table and says whether there was one.
+    async fn drop(&self) -> bool {
+        tables::drop_table(&self.servers, &self.wanted, &Access::default()).await.unwrap()
     }
 
     async fn end(self) {
@@ -69,7 +84,7 @@ impl Place {
 async fn database_and_table_are_created_once_and_are_then_as_wanted() {
     let place = Place::new("created", "events");
     let first = place.pass().await;
-    assert_eq!(first.actions, [TableAction::CreateDatabase, TableAction::CreateTable]);
+    assert_eq!(actions(&first), [TableAction::CreateDatabase, TableAction::CreateTable]);
     assert_eq!(place.pass().await, TablePlan::default());
     assert_eq!(place.plan(Management::External).await, TablePlan::default());
 
@@ -124,12 +139,12 @@ async fn names_that_look_like_statements_are_names() {
         .await
         .unwrap();
     assert_eq!(found, 1);
-    assert!(tables::drop_table(&place.servers, &place.wanted).await.unwrap());
-    assert!(!tables::drop_table(&place.servers, &place.wanted).await.unwrap(), "dropped twice");
-    match tables::observe(&place.servers, &place.wanted).await {
-        Observation::Reachable(observed) => assert_eq!(observed, Observed::NoTable, "the database stays"),
-        Observation::Unreachable { why } => panic!("{why}"),
-    }
+    assert!(place.drop().await);
+    assert!(!place.drop().await, "dropped twice");
+    let observation =
+        tables::observe(&place.servers, &place.wanted, &Access::default(), &BTreeMap::new()).await;
+    let Some(Answer::Reachable(seen)) = observation.get(&place.wanted.url) else { panic!("{observation:?}") };
+    assert_eq!(seen.tables[&place.wanted.table], Observed::NoTable, "the database stays");
     place.end().await;
 }
 
@@ -152,11 +167,11 @@ async fn drift_comes_back_without_a_row_lost() {
         .await;
 
     let external = place.plan(Management::External).await;
-    assert_eq!(external.actions, []);
+    assert_eq!(actions(&external), []);
     assert_eq!(external.findings.len(), 2, "{:?}", external.findings);
 
     let plan = place.pass().await;
-    let reasons: Vec<_> = plan.actions.iter().map(TableAction::reason).collect();
+    let reasons: Vec<_> = plan.changes.iter().map(|change| change.action.reason()).collect();
     assert_eq!(reasons, ["ColumnAdded", "ColumnAdded", "DeduplicationWindowSet"]);
     assert_eq!(place.pass().await, TablePlan::default());
     assert_eq!(place.number(&format!("SELECT count() FROM {} WHERE event = 'order'", place.name())).await, 1);
@@ -177,7 +192,7 @@ async fn drift_comes_back_without_a_row_lost() {
     assert_eq!(order, 9, "after distinct_id, which is the eighth with the user's own in front");
 
     place.run(&format!("DROP TABLE {} SYNC", place.name())).await;
-    assert_eq!(place.pass().await.actions, [TableAction::CreateTable]);
+    assert_eq!(actions(&place.pass().await), [TableAction::CreateTable]);
     place.end().await;
 }
 
@@ -194,7 +209,7 @@ async fn a_table_of_another_kind_is_refused_and_stays_as_it_is() {
         ))
         .await;
     let plan = place.plan(Management::Managed).await;
-    assert!(plan.actions.iter().all(|action| action.reason() == "ColumnAdded"), "{:?}", plan.actions);
+    assert!(plan.changes.iter().all(|change| change.action.reason() == "ColumnAdded"), "{:?}", plan.changes);
     let differences: Vec<_> = plan.findings.iter().map(|finding| &finding.what).collect();
     assert!(
         differences.contains(&&Difference::ColumnType {
@@ -212,28 +227,34 @@ async fn a_table_of_another_kind_is_refused_and_stays_as_it_is() {
     let before = plan.findings.clone();
     assert_eq!(place.pass().await.findings, before);
     let after = place.pass().await;
-    assert_eq!(after.actions, []);
+    assert_eq!(actions(&after), []);
     assert_eq!(after.findings, before);
 
     place.run(&format!("DROP TABLE {} SYNC", place.name())).await;
     place.run(&format!("CREATE VIEW {} AS SELECT 1 AS uuid", place.name())).await;
     let plan = place.pass().await;
-    assert_eq!(plan.actions, []);
+    assert_eq!(actions(&plan), []);
     assert!(matches!(plan.findings[0].what, Difference::NotMergeTree { .. }));
-    assert!(!tables::drop_table(&place.servers, &place.wanted).await.unwrap(), "a view was dropped");
+    assert!(!place.drop().await, "a view was dropped");
     place.end().await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_away_is_a_value() {
-    let wanted =
-        WantedTable { url: "http://127.0.0.1:1".to_owned(), database: "d".to_owned(), table: "t".to_owned() };
+    let wanted = WantedTable {
+        url: "http://127.0.0.1:1".to_owned(),
+        database: "d".to_owned(),
+        table: "t".to_owned(),
+        cluster: None,
+    };
     let started = Instant::now();
-    match tables::observe(&Servers::new(), &wanted).await {
-        Observation::Unreachable { why } => {
+    let observation = tables::observe(&Servers::new(), &wanted, &Access::default(), &BTreeMap::new()).await;
+    match &observation[&wanted.url] {
+        Answer::Unreachable { why } => {
+            let why = why.to_string();
             assert!(why.contains("127.0.0.1:1") && why.to_lowercase().contains("refused"), "{why}");
         }
-        Observation::Reachable(observed) => panic!("{observed:?}"),
+        Answer::Reachable(seen) => panic!("{seen:?}"),
     }
     assert!(started.elapsed() < Duration::from_secs(4));
 }

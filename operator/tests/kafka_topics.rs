@@ -8,7 +8,8 @@ use std::{
 
 use penstock_crds::v1alpha1::Management;
 use penstock_operator::topics::{
-    self, Clusters, Finding, GroupReading, ManagedKeys, Observation, Observed, TopicAction, WantedTopic,
+    self, Access, Clusters, Finding, GroupReading, ManagedKeys, Observation, Observed, TopicAction,
+    WantedTopic,
     lag::{GroupLag, Lag, LagTime, Unknown},
 };
 use penstock_pipeline::{
@@ -70,7 +71,7 @@ impl Pipeline {
     }
 
     async fn observe(&self) -> Observed {
-        match topics::observe(&self.clusters, &kafka(), &self.wanted, &self.groups).await {
+        match topics::observe(&self.clusters, &Access::plaintext(kafka()), &self.wanted, &self.groups).await {
             Observation::Reachable(observed) => observed,
             Observation::Unreachable { why } => panic!("{why}"),
         }
@@ -81,7 +82,8 @@ impl Pipeline {
         let observed = self.observe().await;
         let plan = topics::plan(&self.wanted, &observed.topics, self.management, &self.managed);
         self.managed = plan.managed_keys;
-        for applied in topics::apply(&self.clusters, &kafka(), plan.actions.clone()).await {
+        for applied in topics::apply(&self.clusters, &Access::plaintext(kafka()), plan.actions.clone()).await
+        {
             applied.result.unwrap();
         }
         (plan.actions, plan.findings)
@@ -120,7 +122,7 @@ impl Pipeline {
 
     async fn end(self) {
         let names = self.wanted.iter().map(|topic| topic.name.clone()).collect();
-        topics::delete(&self.clusters, &kafka(), names).await.unwrap();
+        topics::delete(&self.clusters, &Access::plaintext(kafka()), names).await.unwrap();
     }
 
     fn commit(&self, partition: i32, offset: i64) {
@@ -210,7 +212,7 @@ async fn external_topics_are_reported_and_a_deleted_one_stays_deleted() {
 
     let name = pipeline.topic().to_owned();
     let named = vec![name.clone(), format!("{name}.never")];
-    let deleted = topics::delete(&pipeline.clusters, &kafka(), named).await.unwrap();
+    let deleted = topics::delete(&pipeline.clusters, &Access::plaintext(kafka()), named).await.unwrap();
     assert_eq!(deleted, [name]);
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -336,8 +338,8 @@ async fn brokers_that_are_away_are_a_value_and_are_waited_for_once() {
         largest_message: 0,
     }];
     for _ in 0..3 {
-        match topics::observe(&clusters, "127.0.0.1:1", &wanted, &[]).await {
-            Observation::Unreachable { why } => assert!(why.contains("127.0.0.1:1"), "{why}"),
+        match topics::observe(&clusters, &Access::plaintext("127.0.0.1:1"), &wanted, &[]).await {
+            Observation::Unreachable { why } => assert!(why.why.contains("127.0.0.1:1"), "{why}"),
             Observation::Reachable(observed) => panic!("{observed:?}"),
         }
     }

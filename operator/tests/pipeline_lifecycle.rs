@@ -28,7 +28,7 @@ use penstock_operator::{
     metrics::Metrics,
     options::Options,
     sources,
-    topics::{Clusters, Observation, Transformed, observe, stage_topics},
+    topics::{Access, Clusters, Observation, Transformed, observe, stage_topics},
 };
 use penstock_pipeline::{
     config::Identity,
@@ -191,7 +191,7 @@ impl World {
     async fn topics(&self) -> Vec<String> {
         let prefix = format!("{}.{NAME}.", self.namespace);
         let wanted = stage_topics(&prefix, None, Transformed::Wanted);
-        match observe(&Clusters::new(), &kafka(), &wanted, &[]).await {
+        match observe(&Clusters::new(), &Access::plaintext(kafka()), &wanted, &[]).await {
             Observation::Reachable(observed) => observed.topics.into_keys().collect(),
             Observation::Unreachable { why } => panic!("{why}"),
         }
@@ -497,6 +497,6 @@ async fn retained_topics_outlive_their_pipeline_and_an_invalid_one_can_be_delete
         })
         .await;
     assert_eq!(world.topics().await, topics);
-    penstock_operator::topics::delete(&Clusters::new(), &kafka(), topics).await.unwrap();
+    penstock_operator::topics::delete(&Clusters::new(), &Access::plaintext(kafka()), topics).await.unwrap();
     world.close().await;
 }

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ClickHouseAuthSpec, KeySelector, Management, TlsSpec, WorkloadSettings};
+use super::{ClickHouseAuthSpec, ClickHouseClusterSpec, KeySelector, Management, TlsSpec, WorkloadSettings};
 use crate::{
     quantity::{ByteSize, Count, HumanDuration},
     rules::{
@@ -29,6 +29,10 @@ use crate::{
     "!has(self.clickhouse) || !has(oldSelf.clickhouse) || (self.clickhouse.database == oldSelf.clickhouse.database && \
      (has(self.clickhouse.table) ? self.clickhouse.table : 'events') == (has(oldSelf.clickhouse.table) ? oldSelf.clickhouse.table : 'events'))"
 ).message("database and table of an export cannot be changed, because its offsets belong to that table; add an export with another name and remove this one"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.clickhouse) || !has(oldSelf.clickhouse) || (has(self.clickhouse.cluster) == has(oldSelf.clickhouse.cluster) && \
+     (!has(self.clickhouse.cluster) || self.clickhouse.cluster.name == oldSelf.clickhouse.cluster.name))"
+).message("a cluster cannot be given to an export, taken from it or exchanged for another, because its offsets belong to the tables that it writes; add an export with another name and remove this one"))]
 pub struct ExportSpec {
     /// Unique name of the export; part of its workload's and consumer group's name.
     #[schemars(length(min = 1, max = 30))]
@@ -76,8 +80,13 @@ pub enum StartFrom {
 #[x_kube(validation = Rule::new(
     "!has(self.auth) || self.url.startsWith('https://') || (has(self.auth.plainHttp) && self.auth.plainHttp == 'Allow')"
 ).message("auth over plain http would send the password readable to everybody on the way; write url: https://…, or auth.plainHttp: Allow where the network itself is encrypted"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.cluster) || self.cluster.shards.all(shard, shard.replicas.all(replica, \
+     replica.startsWith('https://') == self.url.startsWith('https://')))"
+).message("the replicas of a cluster must have the scheme of url, because they are reached in the same way: all http or all https"))]
 pub struct ClickHouseSpec {
-    /// URL of the HTTP interface, `http://host:8123` or `https://host:8443`.
+    /// URL of the HTTP interface, `http://host:8123` or `https://host:8443`. With a cluster: where the Distributed table is
+    /// read, a server of it or a load balancer before them.
     #[schemars(length(min = 1, max = 2_048))]
     #[x_kube(validation = Rule::new(r"isURL(self) && self.matches('^https?://[^/?#@]+(/[^?#]*)?$')").message(
         "url must be an http or https URL without user, password and query, for example https://clickhouse.warehouse:8443"
@@ -105,6 +114,10 @@ pub struct ClickHouseSpec {
     /// reports.
     #[serde(default)]
     pub management: Management,
+    /// A cluster: the table is a Distributed one, and the export writes into a table `<table>_local` on each shard. Cannot be
+    /// added to or taken from an export. Default: one server, the one at `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClickHouseClusterSpec>,
 }
 
 /// When a ClickHouse insert is made: at whichever of the three comes first.

@@ -1,6 +1,7 @@
 //! `penstock.dev/v1alpha1`.
 
 mod capture;
+mod cluster;
 mod consumer;
 mod export;
 mod kafka;
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use capture::{CaptureService, CaptureSpec, ServiceType};
+pub use cluster::{ClickHouseClusterSpec, ClickHouseReplication, ClickHouseShardSpec};
 pub use consumer::{ConsumerLanes, ConsumerSpec, LaneSpec};
 pub use export::{
     BlockSpec, ClickHouseSpec, ExportSpec, StartFrom, WebhookRetry, WebhookSigning, WebhookSpec,

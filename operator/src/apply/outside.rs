@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use penstock_crds::v1alpha1::Management;
 
 use crate::{
+    failure::Failure,
     metrics::Metrics,
     observe::outside::{Outside, Tables},
     report::{
@@ -76,8 +77,8 @@ pub async fn apply_topics(
     };
     let mut existing: BTreeSet<String> = observed.topics.keys().cloned().collect();
     let mut notices = Vec::new();
-    let mut failures = Vec::new();
-    for applied in topics::apply(&outside.clusters, &pipeline.kafka.bootstrap_servers, plan.actions).await {
+    let mut failures: Vec<Failure> = Vec::new();
+    for applied in topics::apply(&outside.clusters, &pipeline.kafka.access, plan.actions).await {
         let action = &applied.action;
         match applied.result {
             Ok(()) => {
@@ -87,7 +88,7 @@ pub async fn apply_topics(
                 let notice = Notice::normal(action.reason(), "Apply", action.note());
                 notices.push(notice);
             }
-            Err(error) => failures.push(format!("{}: {error}", action.topic())),
+            Err(error) => failures.push(error.into()),
         }
     }
     let mut troubles: Vec<Trouble> = plan
@@ -99,6 +100,12 @@ pub async fn apply_topics(
             message: finding.to_string(),
         })
         .collect();
+    // The pipeline runs without it; the lag that nobody can read is worth a person's time all the same.
+    troubles.extend(observed.denied.iter().map(|denied| Trouble {
+        severity: Severity::Refused,
+        reason: denied.cause.reason(),
+        message: denied.why.clone(),
+    }));
     for (group, lag) in &observed.groups {
         if let Lag::Unknown(why) = &lag.lag
             && why.needs_attention()
@@ -111,10 +118,10 @@ pub async fn apply_topics(
         }
     }
     let dependency = if failures.is_empty() {
-        let summary = format!("{} topics at {}", existing.len(), pipeline.kafka.bootstrap_servers);
+        let summary = format!("{} at {}", counted(existing.len(), "topic"), pipeline.kafka.bootstrap_servers);
         Dependency::Observed { troubles, summary }
     } else {
-        Dependency::Failed { why: failures.join("; ") }
+        Dependency::Failed { why: Failure::all(&failures) }
     };
     TopicsOutcome { dependency, existing, notices }
 }
@@ -151,11 +158,15 @@ pub struct TablesOutcome {
     pub dependency: Option<Dependency>,
     /// Tables that an export cannot be started for at present, with the reason.
     pub unusable: BTreeMap<WantedTable, String>,
+    /// Tables whose servers see another cluster than the spec has: an export that runs is not changed either, since it
+    /// would write where nobody reads.
+    pub disputed: BTreeMap<WantedTable, String>,
     /// For people.
     pub notices: Vec<Notice>,
 }
 
-/// Creates and completes tables, refusing what would destroy or reinterpret data.
+/// Creates and completes tables, refusing what would destroy or reinterpret data. What one server of a cluster has to do
+/// with keeps none of the others from being completed.
 pub async fn apply_tables(
     outside: &Outside,
     wanted: &Tables,
@@ -163,21 +174,26 @@ pub async fn apply_tables(
     metrics: &Metrics,
 ) -> TablesOutcome {
     let mut troubles = Vec::new();
-    let mut unreachable = Vec::new();
-    let mut failures = Vec::new();
+    let mut unreachable: Vec<Failure> = Vec::new();
+    let mut failures: Vec<Failure> = Vec::new();
     let mut notices = Vec::new();
     let mut unusable = BTreeMap::new();
-    for (table, management) in wanted {
-        let observed = match observations.get(table) {
-            Some(tables::Observation::Reachable(observed)) => observed,
-            Some(tables::Observation::Unreachable { why }) => {
-                unusable.insert(table.clone(), why.clone());
-                unreachable.push(why.clone());
-                continue;
+    let mut disputed = BTreeMap::new();
+    for (table, owner) in wanted {
+        let Some(observation) = observations.get(table) else { continue };
+        for server in table.servers() {
+            if let Some(tables::Answer::Unreachable { why }) = observation.get(&server.url) {
+                let why = match server.place {
+                    tables::Place::Alone => why.clone(),
+                    tables::Place::Replica { .. } | tables::Place::Entry => {
+                        Failure::new(why.cause, format!("{}: {why}", server.label()))
+                    }
+                };
+                unusable.insert(table.clone(), why.to_string());
+                unreachable.push(why);
             }
-            None => continue,
-        };
-        let plan = tables::plan(table, observed, *management);
+        }
+        let plan = tables::plan(table, observation, owner.management);
         for finding in plan.findings {
             let trouble = Trouble {
                 severity: severity(finding.severity()),
@@ -187,22 +203,27 @@ pub async fn apply_tables(
             if trouble.severity == Severity::Broken {
                 unusable.insert(table.clone(), trouble.message.clone());
             }
+            if finding.what.disputes_topology() {
+                disputed.insert(table.clone(), trouble.message.clone());
+            }
             troubles.push(trouble);
         }
-        for applied in tables::apply(&outside.servers, table, plan.actions).await {
+        for applied in tables::apply(&outside.servers, &owner.access, plan.changes).await {
+            let change = applied.change;
             match applied.result {
                 Ok(()) => {
                     metrics.changed_outside("clickhouse");
-                    tracing::info!(reason = applied.action.reason(), table = table.table, "changed a table");
-                    notices.push(Notice::normal(
-                        applied.action.reason(),
-                        "Apply",
-                        applied.action.note(table),
-                    ));
+                    tracing::info!(
+                        reason = change.action.reason(),
+                        table = change.table.table,
+                        server = change.server,
+                        "changed a table"
+                    );
+                    notices.push(Notice::normal(change.action.reason(), "Apply", change.note()));
                 }
                 Err(error) => {
                     unusable.insert(table.clone(), error.to_string());
-                    failures.push(error.to_string());
+                    failures.push(error.into());
                 }
             }
         }
@@ -210,14 +231,18 @@ pub async fn apply_tables(
     let dependency = if wanted.is_empty() {
         None
     } else if !unreachable.is_empty() {
-        unreachable.dedup();
-        Some(Dependency::Unreachable { why: unreachable.join("; ") })
+        Some(Dependency::Unreachable { why: Failure::all(&unreachable) })
     } else if !failures.is_empty() {
-        Some(Dependency::Failed { why: failures.join("; ") })
+        Some(Dependency::Failed { why: Failure::all(&failures) })
     } else {
-        let managed = wanted.values().filter(|management| **management == Management::Managed).count();
-        let summary = format!("{} tables, {managed} of them managed", wanted.len());
+        let managed = wanted.values().filter(|owner| owner.management == Management::Managed).count();
+        let summary = format!("{}, {managed} of them managed", counted(wanted.len(), "table"));
         Some(Dependency::Observed { troubles, summary })
     };
-    TablesOutcome { dependency, unusable, notices }
+    TablesOutcome { dependency, unusable, disputed, notices }
+}
+
+/// `1 table`, `2 tables`.
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }

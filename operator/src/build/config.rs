@@ -6,18 +6,21 @@
 use std::net::SocketAddr;
 
 use penstock_pipeline::config::{
-    Admin, CaptureConfig, CaptureLimits, ClickHouseDestination, ConsumerConfig,
-    Destination as DestinationConfig, DrainConfig, ExportConfig, Identity, KafkaConnection, RetryConfig,
-    Source, StartFrom, TransactionConfig, TransformationConfig, WebhookDestination,
+    Admin, CaptureConfig, CaptureLimits, ClickHouseDestination, ClickHouseShard, ConsumerConfig,
+    Destination as DestinationConfig, DrainConfig, ExportConfig, Identity, RetryConfig, Source, StartFrom,
+    TransactionConfig, TransformationConfig, WebhookDestination,
 };
 use sha2::{Digest, Sha256};
 
 use super::{
-    BuildError,
+    BuildError, credentials,
     deployment::{ADMIN_PORT, HTTP_PORT},
     secret,
 };
-use crate::validate::{Component, Destination, Export, ValidatedPipeline, Workload};
+use crate::{
+    tables::WantedTable,
+    validate::{Component, Destination, Export, ValidatedPipeline, Workload},
+};
 
 /// Where the ConfigMap is mounted.
 pub(super) const CONFIG_DIRECTORY: &str = "/etc/penstock";
@@ -126,10 +129,6 @@ fn admin() -> Admin {
     Admin { listen: everywhere(ADMIN_PORT), stall_after_ms: STALL_AFTER_MS }
 }
 
-fn kafka(pipeline: &ValidatedPipeline) -> KafkaConnection {
-    KafkaConnection::plaintext(pipeline.kafka.bootstrap_servers.clone())
-}
-
 fn source(pipeline: &ValidatedPipeline, component: &Component, start_from: StartFrom) -> Source {
     let (group, topic) = pipeline.reads(component).unwrap_or_default();
     Source {
@@ -163,7 +162,7 @@ fn capture(pipeline: &ValidatedPipeline) -> CaptureConfig {
         identity: identity(pipeline, &Component::Capture),
         listen: everywhere(HTTP_PORT),
         admin: admin(),
-        kafka: kafka(pipeline),
+        kafka: credentials::kafka_connection(pipeline),
         topic: stages.captured,
         dead_letter: stages.dead_letter,
         projects_file: projects_file(),
@@ -188,7 +187,7 @@ fn consumer(pipeline: &ValidatedPipeline) -> ConsumerConfig {
     ConsumerConfig {
         identity: identity(pipeline, &component),
         admin: admin(),
-        kafka: kafka(pipeline),
+        kafka: credentials::kafka_connection(pipeline),
         source: source(pipeline, &component, StartFrom::Earliest),
         transaction: transaction(pipeline, &component),
         sink: stages.ingested,
@@ -204,7 +203,7 @@ fn transformation(pipeline: &ValidatedPipeline) -> Option<TransformationConfig> 
     Some(TransformationConfig {
         identity: identity(pipeline, &component),
         admin: admin(),
-        kafka: kafka(pipeline),
+        kafka: credentials::kafka_connection(pipeline),
         source: source(pipeline, &component, StartFrom::Earliest),
         transaction: transaction(pipeline, &component),
         sink: stages.transformed,
@@ -217,14 +216,14 @@ fn transformation(pipeline: &ValidatedPipeline) -> Option<TransformationConfig> 
 fn export(pipeline: &ValidatedPipeline, export: &Export) -> ExportConfig {
     let component = Component::Export(export.name.clone());
     let destination = match &export.destination {
-        Destination::ClickHouse { table, block, .. } => {
+        Destination::ClickHouse { table, block, trust, user, .. } => {
             DestinationConfig::ClickHouse(ClickHouseDestination {
                 url: table.url.clone(),
-                tls: None,
-                auth: None,
+                tls: credentials::clickhouse_tls(trust),
+                auth: credentials::clickhouse_auth(user.as_ref()),
                 database: table.database.clone(),
-                table: table.table.clone(),
-                shards: Vec::new(),
+                table: table.rows_table(),
+                shards: shards(table),
                 block: block.clone(),
                 insert_timeout_ms: INSERT_TIMEOUT_MS,
                 retry: RetryConfig { max_attempts: None, min_backoff_ms: 200, max_backoff_ms: 30_000 },
@@ -246,12 +245,22 @@ fn export(pipeline: &ValidatedPipeline, export: &Export) -> ExportConfig {
     ExportConfig {
         identity: identity(pipeline, &component),
         admin: admin(),
-        kafka: kafka(pipeline),
+        kafka: credentials::kafka_connection(pipeline),
         source: source(pipeline, &component, export.start_from),
         dead_letter: pipeline.stages().dead_letter,
         where_: export.where_.clone(),
         destination,
     }
+}
+
+/// Where the rows go; none for a single server. A change of them is a change of the file, and so rolls the export.
+fn shards(table: &WantedTable) -> Vec<ClickHouseShard> {
+    table
+        .cluster
+        .iter()
+        .flat_map(|cluster| &cluster.shards)
+        .map(|shard| ClickHouseShard { weight: shard.weight, replicas: shard.replicas.clone() })
+        .collect()
 }
 
 /// Memory limit of the container in bytes; [`ASSUMED_MEMORY_BYTES`] where there is none or it cannot be read.

@@ -16,14 +16,14 @@ use penstock_pipeline::config::POD_NAME;
 use super::{
     ImageSource,
     config::{self, ComponentConfig},
-    config_map, labels, secret, workload_name,
+    config_map, credentials, labels, secret, workload_name,
 };
 use crate::validate::{Component, Destination, ValidatedPipeline, Workload};
 
 /// Port of capture's HTTP API.
 pub(super) const HTTP_PORT: i32 = 8000;
 /// Port of `/metrics`, `/healthz` and `/readyz`.
-pub(super) const ADMIN_PORT: i32 = 9090;
+pub const ADMIN_PORT: i32 = 9090;
 /// Volume of the ConfigMap that a component runs with.
 pub const CONFIG_VOLUME: &str = "config";
 /// User and group of the image.
@@ -76,11 +76,15 @@ fn template(
     let mut pod_labels = workload.pod_labels.clone();
     pod_labels.extend(labels::of(&pipeline.owner, component));
     pod_labels.insert(labels::REVISION_LABEL.to_owned(), config.revision.clone());
+    let mut annotations = workload.pod_annotations.clone();
+    if let Some(certificates) = credentials::certificates(pipeline, component) {
+        annotations.insert(credentials::ANNOTATION.to_owned(), certificates);
+    }
     let files = files(pipeline, component, config);
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(pod_labels),
-            annotations: labels::non_empty(workload.pod_annotations.clone()),
+            annotations: labels::non_empty(annotations),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
@@ -254,6 +258,11 @@ fn files(pipeline: &ValidatedPipeline, component: &Component, config: &Component
             }
         }
     }
+    files.extend(
+        credentials::volumes(pipeline, component)
+            .into_iter()
+            .map(|(volume, directory)| File { mount: mount(&volume.name, directory), volume }),
+    );
     files
 }
 

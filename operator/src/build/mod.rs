@@ -3,6 +3,7 @@
 
 mod config;
 mod config_map;
+mod credentials;
 mod deployment;
 mod labels;
 mod network_policy;
@@ -20,7 +21,8 @@ use k8s_openapi::api::{
 
 pub use config::{ComponentConfig, Rendering};
 pub use config_map::KEY as CONFIG_KEY;
-pub use deployment::CONFIG_VOLUME;
+pub use credentials::ANNOTATION as CREDENTIALS_ANNOTATION;
+pub use deployment::{ADMIN_PORT, CONFIG_VOLUME};
 pub use labels::{COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, REVISION_LABEL};
 
 use crate::validate::{Component, ValidatedPipeline};
@@ -67,7 +69,7 @@ pub struct ComponentObjects {
     pub revision: String,
     /// Its configuration, immutable.
     pub config_map: ConfigMap,
-    /// Its identity, without rights and without a mounted token.
+    /// Its identity, without rights in Kubernetes.
     pub service_account: ServiceAccount,
     /// Its pods.
     pub deployment: Deployment,

@@ -1,4 +1,5 @@
-//! ServiceAccount of a component: no binary talks to the Kubernetes API, so no token is mounted. Its annotations are for
+//! ServiceAccount of a component: no binary talks to the Kubernetes API, so no token
+//! for it is mounted; one for Kafka is where the spec says so. Its annotations are for
 //! what a cloud ties to an account.
 
 use k8s_openapi::api::core::v1::ServiceAccount;

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::{
+    credentials::certificates::CERTIFICATES,
     observe::references::{Reference, References},
     validate::validate,
 };
@@ -69,6 +70,66 @@ pub(crate) fn references() -> References {
             )])),
         )]),
     }
+}
+
+/// [`FULL`] over TLS everywhere, with this identity of the components in Kafka.
+pub(crate) fn secured_yaml(identity: &str) -> String {
+    FULL.replace(
+        "    bootstrapServers: kafka.streaming:9092\n",
+        &format!(
+            "    bootstrapServers: kafka.streaming:9095\n    tls: {{caFrom: {{secret: kafka-ca}}}}\n    \
+             auth: {{data: {{{identity}}}, admin: {{scramSha512: {{secret: web-kafka-admin}}}}}}\n"
+        ),
+    )
+    .replace(
+        "{url: \"http://clickhouse.warehouse:8123\", database: analytics}",
+        "{url: 'https://clickhouse.warehouse:8443', database: analytics, tls: {caFrom: {configMap: company-ca, key: bundle.pem}}, \
+         auth: {data: {secret: ch-insert, usernameKey: user}, ddl: {secret: ch-ddl}}}",
+    )
+}
+
+/// A token as Kafka's client takes it: `{"sub":"web","exp":4102444800}`, with a signature that nobody checks here.
+const JWT: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ3ZWIiLCJleHAiOjQxMDI0NDQ4MDB9.hunter2";
+const RENEWED_JWT: &str = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ3ZWIiLCJleHAiOjQxMDI0NDQ4MDB9.renewed";
+
+/// What [`secured_yaml`] refers to.
+pub(crate) fn secured_references() -> References {
+    let mut references = references();
+    for (name, keys) in [
+        ("kafka-ca", [("ca.crt", CERTIFICATES.ca.as_str()), ("unused", "-")]),
+        ("web-kafka", [("username", "web\n"), ("password", "hunter2-data\n")]),
+        (
+            "web-kafka-mtls",
+            [("tls.crt", CERTIFICATES.client.0.as_str()), ("tls.key", CERTIFICATES.client.1.as_str())],
+        ),
+        ("web-kafka-token", [("token", JWT), ("unused", "-")]),
+        ("web-kafka-admin", [("username", "admin"), ("password", "hunter2-admin")]),
+        ("ch-insert", [("user", "penny"), ("password", "hunter2-insert")]),
+        ("ch-ddl", [("username", "boss"), ("password", "hunter2-ddl")]),
+    ] {
+        let data = keys.map(|(key, value)| (key.to_owned(), value.as_bytes().to_vec()));
+        references.secrets.insert(name.to_owned(), Reference::Found(BTreeMap::from(data)));
+    }
+    let bundle = BTreeMap::from([("bundle.pem".to_owned(), CERTIFICATES.other_ca.clone())]);
+    references.config_maps.insert("company-ca".to_owned(), Reference::Found(bundle));
+    references
+}
+
+fn built_with(yaml: &str, references: &References) -> Objects {
+    let object: IngestionPipeline = serde_yaml_ng::from_str(yaml).unwrap();
+    objects(&validate(&object, references, "0.1.0").unwrap(), &images()).unwrap()
+}
+
+/// The objects of one component of [`secured_yaml`].
+pub(crate) fn secured(identity: &str, name: &str) -> ComponentObjects {
+    let objects = built_with(&secured_yaml(identity), &secured_references());
+    let mut of = objects.components.into_iter().find(|of| of.component.to_string() == name).unwrap();
+    // The certificates are others in every run.
+    let annotations = of.deployment.spec.template.metadata.as_mut().unwrap().annotations.as_mut().unwrap();
+    let hash = annotations.get_mut(CREDENTIALS_ANNOTATION).unwrap();
+    assert!(hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()), "{hash}");
+    "(hash)".clone_into(hash);
+    of
 }
 
 pub(crate) fn images() -> ImageSource {
@@ -135,6 +196,107 @@ fn a_change_rolls_the_component_that_it_concerns_and_no_other() {
     ] {
         let (templates, _) = changed(from, to);
         assert_eq!(templates, set(rolled), "{from} -> {to}");
+    }
+}
+
+/// Another value of a Secret.
+fn secret(name: &'static str, key: &'static str, value: &'static str) -> impl Fn(&mut References) {
+    move |references| {
+        let Some(Reference::Found(data)) = references.secrets.get_mut(name) else { panic!("no {name}") };
+        data.insert(key.to_owned(), value.as_bytes().to_vec());
+    }
+}
+
+#[test]
+fn a_new_certificate_rolls_who_uses_it_and_a_new_password_rolls_nobody() {
+    let everything = ["capture", "consumer-main", "transformation", "export-warehouse", "export-crm"];
+    let scram = "scramSha512: {secret: web-kafka}";
+    let mtls = "mtls: {secret: web-kafka-mtls}";
+    let token = "oauthBearer: {secret: web-kafka-token}";
+    type Change = Box<dyn Fn(&mut References)>;
+    let cases: Vec<(&str, &str, Change, &[&str])> = vec![
+        (
+            "Kafka's authority",
+            scram,
+            Box::new(secret("kafka-ca", "ca.crt", &CERTIFICATES.other_ca)),
+            &everything,
+        ),
+        ("another key", scram, Box::new(secret("kafka-ca", "unused", "x")), &[]),
+        ("a password", scram, Box::new(secret("web-kafka", "password", "new")), &[]),
+        ("a user", scram, Box::new(secret("web-kafka", "username", "new")), &[]),
+        ("a token", token, Box::new(secret("web-kafka-token", "token", RENEWED_JWT)), &[]),
+        ("the operator's password", scram, Box::new(secret("web-kafka-admin", "password", "new")), &[]),
+        ("ClickHouse's password", scram, Box::new(secret("ch-insert", "password", "new")), &[]),
+        (
+            "a client certificate",
+            mtls,
+            Box::new(|references| {
+                secret("web-kafka-mtls", "tls.crt", &CERTIFICATES.renewed.0)(references);
+                secret("web-kafka-mtls", "tls.key", &CERTIFICATES.renewed.1)(references);
+            }),
+            &everything,
+        ),
+        (
+            "ClickHouse's authority",
+            scram,
+            Box::new(|references| {
+                let bundle = BTreeMap::from([("bundle.pem".to_owned(), CERTIFICATES.ca.clone())]);
+                references.config_maps.insert("company-ca".to_owned(), Reference::Found(bundle));
+            }),
+            &["export-warehouse"],
+        ),
+    ];
+    for (what, identity, change, rolled) in cases {
+        let yaml = secured_yaml(identity);
+        let before = built_with(&yaml, &secured_references());
+        let mut references = secured_references();
+        change(&mut references);
+        let after = built_with(&yaml, &references);
+        let rolls: BTreeSet<String> = before
+            .components
+            .iter()
+            .zip(&after.components)
+            .filter(|(old, new)| old.deployment.spec.template != new.deployment.spec.template)
+            .map(|(old, _)| old.component.to_string())
+            .collect();
+        assert_eq!(rolls, set(rolled), "{what}");
+    }
+}
+
+#[test]
+fn only_an_export_to_clickhouse_sees_its_credentials_and_nobody_sees_the_operators() {
+    for of in &built_with(&secured_yaml("scramSha512: {secret: web-kafka}"), &secured_references()).components
+    {
+        let pod = serde_json::to_string(&of.deployment).unwrap();
+        let is_warehouse = of.component.to_string() == "export-warehouse";
+        assert_eq!(pod.contains("ch-insert"), is_warehouse, "{}", of.component);
+        assert_eq!(pod.contains("company-ca"), is_warehouse, "{}", of.component);
+        assert!(pod.contains("web-kafka"), "{}", of.component);
+        for admin in ["web-kafka-admin", "ch-ddl"] {
+            assert!(!pod.contains(admin), "{} has {admin}", of.component);
+        }
+    }
+}
+
+#[test]
+fn a_pod_has_no_token_but_the_one_for_kafka() {
+    let objects = built_with(
+        &secured_yaml("oauthBearer: {serviceAccountToken: {audience: kafka}}"),
+        &secured_references(),
+    );
+    for of in &objects.components {
+        let pod = of.deployment.spec.template.spec.as_ref().unwrap();
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        let tokens: Vec<_> = pod
+            .volumes
+            .iter()
+            .flatten()
+            .filter_map(|volume| volume.projected.as_ref())
+            .flat_map(|projected| projected.sources.iter().flatten())
+            .filter_map(|source| source.service_account_token.as_ref())
+            .map(|token| (token.audience.as_deref(), token.expiration_seconds))
+            .collect();
+        assert_eq!(tokens, [(Some("kafka"), Some(3_600))], "{}", of.component);
     }
 }
 
@@ -216,6 +378,22 @@ fn no_secret_is_in_a_config_map() {
         let yaml = &of.config_map.data.as_ref().unwrap()[config_map::KEY];
         for secret in ["phc_web", "phc_app", "whsec_"] {
             assert!(!yaml.contains(secret), "{} shows {secret}", of.component);
+        }
+    }
+    for identity in [
+        "scramSha512: {secret: web-kafka}",
+        "mtls: {secret: web-kafka-mtls}",
+        "oauthBearer: {secret: web-kafka-token}",
+    ] {
+        let objects = built_with(&secured_yaml(identity), &secured_references());
+        let text: String = objects
+            .components
+            .iter()
+            .map(|of| format!("{of:?}{}", serde_json::to_string(&of.deployment).unwrap()))
+            .chain([format!("{:?}", objects.capture_service)])
+            .collect();
+        for secret in ["hunter2", "penny", "boss", "PRIVATE KEY", "BEGIN CERTIFICATE"] {
+            assert!(!text.contains(secret), "{identity} shows {secret}");
         }
     }
 }

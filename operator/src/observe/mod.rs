@@ -3,6 +3,7 @@
 pub mod children;
 pub mod outside;
 pub mod pods;
+mod readiness;
 pub mod references;
 
 /// Why something could not be read.

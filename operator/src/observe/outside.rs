@@ -2,7 +2,7 @@
 //! seldom.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     time::Instant,
 };
 
@@ -10,6 +10,7 @@ use penstock_crds::v1alpha1::Management;
 use penstock_pipeline::config::StartFrom;
 
 use crate::{
+    failure::Failure,
     memory::Backoff,
     tables::{self, WantedTable},
     topics::{self, GroupReading},
@@ -24,17 +25,34 @@ pub struct Outside {
     pub servers: tables::Servers,
 }
 
-/// A table of a pipeline, and who owns it.
-pub type Tables = BTreeMap<WantedTable, Management>;
+/// Who owns a table, and how the operator reaches its servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableOwner {
+    /// Who owns it.
+    pub management: Management,
+    /// How its servers are reached.
+    pub access: tables::Access,
+}
 
-/// The tables of a pipeline. A table that several exports share is managed when one of them says so.
+/// The tables of a pipeline, with their owners.
+pub type Tables = BTreeMap<WantedTable, TableOwner>;
+
+/// The tables of a pipeline. A table that several exports share is managed when one of them says so, and then it is that
+/// one whose access is used.
 pub fn tables(pipeline: &ValidatedPipeline) -> Tables {
     let mut tables = Tables::new();
     for export in &pipeline.exports {
-        if let Destination::ClickHouse { table, management, .. } = &export.destination {
-            let entry = tables.entry(table.clone()).or_insert(*management);
-            if *management == Management::Managed {
-                *entry = Management::Managed;
+        if let Destination::ClickHouse { table, management, access, .. } = &export.destination {
+            let owner = TableOwner { management: *management, access: access.clone() };
+            match tables.entry(table.clone()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(owner);
+                }
+                Entry::Occupied(mut entry) => {
+                    if *management == Management::Managed && entry.get().management != Management::Managed {
+                        entry.insert(owner);
+                    }
+                }
             }
         }
     }
@@ -66,47 +84,52 @@ pub async fn kafka(
     backoff: &mut Backoff,
 ) -> topics::Observation {
     if let Some(why) = backoff.holds(Instant::now()) {
-        return topics::Observation::Unreachable { why: why.to_owned() };
+        return topics::Observation::Unreachable { why: why.clone() };
     }
     let kafka = &pipeline.kafka;
     let observation =
-        topics::observe(&outside.clusters, &kafka.bootstrap_servers, &kafka.topics, &groups(pipeline)).await;
+        topics::observe(&outside.clusters, &kafka.access, &kafka.topics, &groups(pipeline)).await;
     match &observation {
         topics::Observation::Reachable(_) => backoff.succeeded(),
         topics::Observation::Unreachable { why } => {
-            backoff.failed(why, Instant::now());
+            backoff.failed(why.clone(), Instant::now());
         }
     }
     observation
 }
 
-/// Tables.
+/// Tables. A server is asked more and more seldom while it does not answer; the others of its cluster are asked as ever.
 pub async fn clickhouse(
     outside: &Outside,
     tables: &Tables,
-    backoffs: &mut BTreeMap<WantedTable, Backoff>,
+    backoffs: &mut BTreeMap<(WantedTable, String), Backoff>,
 ) -> BTreeMap<WantedTable, tables::Observation> {
     let mut observations = BTreeMap::new();
     // Servers that did not answer in this pass: their other tables are not asked for.
-    let mut silent: BTreeSet<&str> = BTreeSet::new();
-    backoffs.retain(|table, _| tables.contains_key(table));
-    for table in tables.keys() {
-        let backoff = backoffs.entry(table.clone()).or_default();
-        let held = backoff.holds(Instant::now()).map(str::to_owned);
-        let observation = match held {
-            Some(why) => tables::Observation::Unreachable { why },
-            None if silent.contains(table.url.as_str()) => tables::Observation::Unreachable {
-                why: format!("ClickHouse at {} did not answer a moment ago", table.url),
-            },
-            None => tables::observe(&outside.servers, table).await,
-        };
-        match &observation {
-            tables::Observation::Reachable(_) => backoff.succeeded(),
-            tables::Observation::Unreachable { why } => {
-                if backoff.holds(Instant::now()).is_none() {
-                    backoff.failed(why, Instant::now());
+    let mut silent: BTreeSet<String> = BTreeSet::new();
+    backoffs.retain(|(table, _), _| tables.contains_key(table));
+    for (table, owner) in tables {
+        let mut held: BTreeMap<String, Failure> = BTreeMap::new();
+        for server in table.servers() {
+            let backoff = backoffs.get(&(table.clone(), server.url.clone()));
+            if let Some(why) = backoff.and_then(|backoff| backoff.holds(Instant::now())) {
+                held.insert(server.url, why.clone());
+            } else if silent.contains(&server.url) {
+                let why = format!("ClickHouse at {} did not answer a moment ago", server.url);
+                held.insert(server.url, Failure::from(why));
+            }
+        }
+        let observation = tables::observe(&outside.servers, table, &owner.access, &held).await;
+        for (url, answer) in &observation {
+            let backoff = backoffs.entry((table.clone(), url.clone())).or_default();
+            match answer {
+                tables::Answer::Reachable(_) => backoff.succeeded(),
+                tables::Answer::Unreachable { why } => {
+                    if backoff.holds(Instant::now()).is_none() {
+                        backoff.failed(why.clone(), Instant::now());
+                    }
+                    silent.insert(url.clone());
                 }
-                silent.insert(&table.url);
             }
         }
         observations.insert(table.clone(), observation);

@@ -1,12 +1,13 @@
 //! Why pods do not run, for people. Read only while a component is not ready.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
+use super::readiness;
 use crate::{
-    build::{COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL},
+    build::{ADMIN_PORT, COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL},
     validate::Owner,
 };
 
@@ -18,7 +19,15 @@ pub async fn troubles(client: &Client, owner: &Owner) -> BTreeMap<String, String
     let api: Api<Pod> = Api::namespaced(client.clone(), &owner.namespace);
     let selector = format!("{MANAGED_BY_LABEL}={MANAGED_BY},{INSTANCE_LABEL}={}", owner.name);
     match api.list(&ListParams::default().labels(&selector)).await {
-        Ok(pods) => by_component(&pods.items),
+        Ok(pods) => {
+            let mut troubles = by_component(&pods.items);
+            for (component, name, address) in silent(&pods.items, &troubles) {
+                if let Some(why) = readiness::ask(address, ADMIN_PORT).await {
+                    troubles.insert(component, format!("pod {name}: is not ready: {why}"));
+                }
+            }
+            troubles
+        }
         Err(error) => {
             tracing::debug!(%error, "cannot list the pods");
             BTreeMap::new()
@@ -38,6 +47,27 @@ fn by_component(pods: &[Pod]) -> BTreeMap<String, String> {
         }
     }
     troubles
+}
+
+/// Of each component without a known trouble the first pod, by name, that runs and is not ready: it can be asked.
+fn silent(pods: &[Pod], troubles: &BTreeMap<String, String>) -> Vec<(String, String, IpAddr)> {
+    let mut found: BTreeMap<&str, (String, IpAddr)> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        let Some(component) = pod.labels().get(COMPONENT_LABEL) else { continue };
+        let Some(status) = &pod.status else { continue };
+        let runs_unready = status.container_statuses.iter().flatten().any(|container| {
+            !container.ready && container.state.as_ref().is_some_and(|state| state.running.is_some())
+        });
+        let address = status.pod_ip.as_deref().and_then(|address| address.parse().ok());
+        if let (true, false, Some(address)) = (runs_unready, troubles.contains_key(component), address) {
+            let name = pod.name_any();
+            match found.get(component.as_str()) {
+                Some((first, _)) if *first <= name => {}
+                _ => drop(found.insert(component, (name, address))),
+            }
+        }
+    }
+    found.into_iter().map(|(component, (name, address))| (component.to_owned(), name, address)).collect()
 }
 
 /// Worded so that it stays the same while nothing changes: neither pauses nor counts are in it.
@@ -141,6 +171,27 @@ mod tests {
     fn a_pod_that_starts_is_no_trouble() {
         assert_eq!(trouble(&container("state: {waiting: {reason: ContainerCreating}}")), None);
         assert_eq!(trouble(&container("state: {running: {}}")), None);
+    }
+
+    #[test]
+    fn a_pod_that_runs_and_is_not_ready_is_asked_once_per_component() {
+        let running = |name: &str, ready: bool| {
+            let mut pod = pod(&format!(
+                "{{podIP: 192.0.2.7, containerStatuses: [{{name: capture, image: i, imageID: '', ready: {ready}, \
+                 restartCount: 0, state: {{running: {{}}}}}}]}}"
+            ));
+            pod.metadata.name = Some(name.to_owned());
+            pod
+        };
+        let pods = [running("c", false), running("b", false), running("a", true)];
+        let address: IpAddr = "192.0.2.7".parse().unwrap();
+        assert_eq!(silent(&pods, &BTreeMap::new()), [("capture".to_owned(), "b".to_owned(), address)]);
+        let known = BTreeMap::from([("capture".to_owned(), "it crashes".to_owned())]);
+        assert_eq!(silent(&pods, &known), []);
+        assert_eq!(
+            silent(&[container("state: {waiting: {reason: CrashLoopBackOff}}")], &BTreeMap::new()),
+            []
+        );
     }
 
     #[test]

@@ -11,17 +11,29 @@ use kube::{
     core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
 };
-use penstock_crds::IngestionPipelineSpec;
+use penstock_crds::{
+    IngestionPipelineSpec,
+    v1alpha1::{ClickHouseUser, KafkaIdentity, TlsSpec},
+};
 
 use super::ObserveError;
 
-/// What is behind a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is behind a name. Not shown by `Debug`: it may be secret.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Reference<T> {
     /// Its data.
     Found(T),
     /// The API server says that there is no such object.
     Missing,
+}
+
+impl<T> std::fmt::Debug for Reference<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Found(_) => "Found",
+            Self::Missing => "Missing",
+        })
+    }
 }
 
 /// Everything that a spec names, by name; the namespace is the pipeline's.
@@ -58,7 +70,40 @@ impl ReferenceNames {
             .flat_map(|transformation| &transformation.steps)
             .filter_map(|step| step.vrl_from.as_ref())
             .map(|selector| &selector.config_map);
-        Self { secrets: tokens.chain(signing).cloned().collect(), config_maps: programs.cloned().collect() }
+        let mut names = Self {
+            secrets: tokens.chain(signing).cloned().collect(),
+            config_maps: programs.cloned().collect(),
+        };
+        names.trusts(spec.kafka.tls.as_ref());
+        if let Some(auth) = &spec.kafka.auth {
+            names.kafka(&auth.data);
+            auth.admin.iter().for_each(|admin| names.kafka(admin));
+        }
+        for clickhouse in spec.exports.iter().filter_map(|export| export.clickhouse.as_ref()) {
+            names.trusts(clickhouse.tls.as_ref());
+            if let Some(auth) = &clickhouse.auth {
+                names.user(&auth.data);
+                auth.ddl.iter().for_each(|ddl| names.user(ddl));
+            }
+        }
+        names
+    }
+
+    fn trusts(&mut self, tls: Option<&TlsSpec>) {
+        if let Some(ca) = tls.and_then(|tls| tls.ca_from.as_ref()) {
+            self.secrets.extend(ca.secret.clone());
+            self.config_maps.extend(ca.config_map.clone());
+        }
+    }
+
+    fn kafka(&mut self, identity: &KafkaIdentity) {
+        self.secrets.extend(identity.scram_sha512.iter().map(|scram| scram.secret.clone()));
+        self.secrets.extend(identity.mtls.iter().map(|mtls| mtls.secret.clone()));
+        self.secrets.extend(identity.oauth_bearer.iter().filter_map(|bearer| bearer.secret.clone()));
+    }
+
+    fn user(&mut self, user: &ClickHouseUser) {
+        self.secrets.insert(user.secret.clone());
     }
 }
 
@@ -184,4 +229,38 @@ fn version(metadata: &kube::core::ObjectMeta) -> Option<Version> {
 /// A poisoned cache is still a cache: entries are replaced whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::tests::{secured_references, secured_yaml};
+
+    #[test]
+    fn every_credential_of_a_spec_is_watched() {
+        for (identity, secret) in [
+            ("scramSha512: {secret: web-kafka}", Some("web-kafka")),
+            ("mtls: {secret: web-kafka-mtls}", Some("web-kafka-mtls")),
+            ("oauthBearer: {secret: web-kafka-token}", Some("web-kafka-token")),
+            ("oauthBearer: {serviceAccountToken: {audience: kafka}}", None),
+        ] {
+            let object: penstock_crds::IngestionPipeline =
+                serde_yaml_ng::from_str(&secured_yaml(identity)).unwrap();
+            let names = ReferenceNames::of(&object.spec);
+            let mut secrets =
+                BTreeSet::from(["app", "crm", "kafka-ca", "web-kafka-admin", "ch-insert", "ch-ddl"]);
+            secrets.extend(secret);
+            assert_eq!(names.secrets.iter().map(String::as_str).collect::<BTreeSet<_>>(), secrets);
+            assert_eq!(names.config_maps, BTreeSet::from(["programs".to_owned(), "company-ca".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_not_shown() {
+        let text = format!("{:?}", secured_references());
+        assert!(text.contains("web-kafka-admin"), "{text}");
+        for secret in ["hunter2", "phc_app", "PRIVATE KEY"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What the conditions say of Kafka and ClickHouse.
 
 use super::conditions::{State, Statement};
+use crate::failure::{Cause, Failure};
 
 /// How much a trouble matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,13 +32,13 @@ pub enum Dependency {
     NotObserved,
     /// Nobody answered.
     Unreachable {
-        /// Who was asked what, and what went wrong.
-        why: String,
+        /// Who was asked what, and what is in the way.
+        why: Failure,
     },
     /// Somebody answered, a change that was due failed.
     Failed {
-        /// What was being done, and what went wrong.
-        why: String,
+        /// What was being done, and what is in the way.
+        why: Failure,
     },
     /// Somebody answered.
     Observed {
@@ -60,7 +61,10 @@ impl Dependency {
 
     /// Whether only a change of the spec, or of the world by a person, helps.
     pub fn is_refused(&self) -> bool {
-        self.worst().is_some_and(|trouble| trouble.severity == Severity::Refused)
+        match self {
+            Self::Unreachable { why } | Self::Failed { why } => why.cause.needs_a_person(),
+            _ => self.worst().is_some_and(|trouble| trouble.severity == Severity::Refused),
+        }
     }
 
     /// Whether it is as the spec says.
@@ -77,8 +81,16 @@ impl Dependency {
                 "NotObserved",
                 "not looked at, because the spec is not valid",
             ),
-            Self::Unreachable { why } => Statement::new(type_, State::False, "Unreachable", why),
-            Self::Failed { why } => Statement::new(type_, State::False, "ChangeFailed", why),
+            Self::Unreachable { why } => {
+                Statement::new(type_, State::False, why.cause.reason(), why.why.as_str())
+            }
+            Self::Failed { why } => {
+                let reason = match why.cause {
+                    Cause::Unreachable => "ChangeFailed",
+                    cause => cause.reason(),
+                };
+                Statement::new(type_, State::False, reason, why.why.as_str())
+            }
             Self::Observed { troubles, summary } => match self.worst() {
                 Some(worst) => {
                     let messages: Vec<&str> = troubles

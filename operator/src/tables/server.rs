@@ -1,13 +1,28 @@
 //! The HTTP client for ClickHouse, shared by all pipelines.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use clickhouse::Client;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use url::Url;
+
+use super::Access;
+use crate::{
+    credentials::Trust,
+    failure::{Cause, Failure},
+};
 
 /// Longest time until a connection stands.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -18,84 +33,111 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that nobody used for so long are closed; servers close theirs after 3 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The client for every server.
-#[derive(Clone)]
+/// A client that nobody used for so long is dropped.
+const UNUSED_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// The clients for every server: one for each set of authorities that is trusted.
+#[derive(Clone, Default)]
 pub struct Servers {
-    client: Client,
+    clients: Arc<Mutex<HashMap<Trust, (Client, Instant)>>>,
 }
 
 /// Why a statement failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} on ClickHouse at {server}: {why}")]
-pub struct QueryError {
-    what: String,
-    server: String,
-    why: String,
-}
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct QueryError(Failure);
 
-impl Default for Servers {
-    fn default() -> Self {
-        Self::new()
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        error.0
     }
 }
 
 impl Servers {
     /// Connects to nobody yet.
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_keepalive(Some(Duration::from_secs(60)));
-        connector.enforce_http(false);
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .expect("ring has the protocol versions that rustls takes by default")
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let http = HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
-        Self {
-            client: Client::with_http_client(http)
-                .with_product_info("penstock-operator", env!("CARGO_PKG_VERSION")),
+        Self::default()
+    }
+
+    /// The client for one server, as one user.
+    pub(super) fn at(&self, url: &str, access: &Access) -> Client {
+        let client = self.trusting(&access.trust).with_url(url);
+        match &access.user {
+            None => client,
+            Some(user) => {
+                client.with_user(user.username.content.expose()).with_password(user.password.content.expose())
+            }
         }
     }
 
-    /// The client for one server.
-    pub(super) fn at(&self, url: &str) -> Client {
-        self.client.clone().with_url(url)
+    fn trusting(&self, trust: &Trust) -> Client {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        clients.retain(|_, (_, used)| now.duration_since(*used) < UNUSED_AFTER);
+        let (client, used) = clients.entry(trust.clone()).or_insert_with(|| (client(trust), now));
+        *used = now;
+        client.clone()
     }
+}
+
+fn client(trust: &Trust) -> Client {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(Duration::from_secs(60)));
+    connector.enforce_http(false);
+    let provider = ring::default_provider();
+    let builder = hyper_rustls::HttpsConnectorBuilder::new();
+    let https = match trust.pem() {
+        None => builder
+            .with_provider_and_webpki_roots(provider)
+            .expect("ring has the protocol versions that rustls takes by default"),
+        Some(pem) => builder.with_tls_config(
+            ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .expect("ring has the protocol versions that rustls takes by default")
+                .with_root_certificates(authorities(pem))
+                .with_no_client_auth(),
+        ),
+    };
+    let connector = https.https_or_http().enable_http1().wrap_connector(connector);
+    let http = HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
+    Client::with_http_client(http).with_product_info("penstock-operator", env!("CARGO_PKG_VERSION"))
+}
+
+/// The certificates of a PEM file. It has been validated; one that cannot be read after all is trusted by nobody.
+fn authorities(pem: &str) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()).flatten() {
+        if let Err(error) = roots.add(certificate) {
+            tracing::debug!(%error, "a certificate of an authority cannot be used");
+        }
+    }
+    roots
 }
 
 /// Waits for `query`, with the time-out of a statement. `what` completes "cannot …".
 pub(super) async fn within_time<T>(
     what: &str,
     url: &str,
+    access: &Access,
     query: impl Future<Output = Result<T, clickhouse::error::Error>>,
 ) -> Result<T, QueryError> {
-    let why = match tokio::time::timeout(QUERY_TIMEOUT, query).await {
+    let server = without_credentials(url);
+    Err(QueryError(match tokio::time::timeout(QUERY_TIMEOUT, query).await {
         Ok(Ok(answer)) => return Ok(answer),
-        Ok(Err(error)) => reason(&error),
-        Err(_) => format!("no answer within {} s", QUERY_TIMEOUT.as_secs()),
-    };
-    Err(QueryError { what: what.to_owned(), server: without_credentials(url), why })
-}
-
-/// The whole chain of causes: hyper's own message says only that there was an error.
-fn reason(error: &clickhouse::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
+        Ok(Err(error)) => access.failure(what, &server, &error),
+        Err(_) => Failure::new(
+            Cause::Unreachable,
+            format!(
+                "cannot {what} on ClickHouse at {server}: no answer within {} s",
+                QUERY_TIMEOUT.as_secs()
+            ),
+        ),
+    }))
 }
 
 /// A URL that may be shown.
-fn without_credentials(url: &str) -> String {
+pub(super) fn without_credentials(url: &str) -> String {
     match Url::parse(url) {
         Ok(url) => match (url.host_str(), url.port_or_known_default()) {
             (Some(host), Some(port)) => format!("{host}:{port}"),

@@ -1,10 +1,13 @@
 //! The statements, as text. Names come from users: every one is quoted. Pure.
 
-use penstock_pipeline::events::table::{
-    COLUMNS, Column, DEDUPLICATION_WINDOW, ORDER_BY, PARTITION_BY, SAMPLE_BY, VERSION_COLUMN, Value,
+use penstock_pipeline::events::{
+    sharding::SHARDING_KEY,
+    table::{
+        COLUMNS, Column, DEDUPLICATION_WINDOW, ORDER_BY, PARTITION_BY, SAMPLE_BY, VERSION_COLUMN, Value,
+    },
 };
 
-use super::{TableAction, WantedTable};
+use super::{Kind, ServerTable, TableAction};
 
 /// Setting of a table that is not replicated.
 pub(super) const WINDOW_SETTING: &str = "non_replicated_deduplication_window";
@@ -32,57 +35,89 @@ pub(super) fn identifier(name: &str) -> String {
     quoted
 }
 
-/// `database`.`table`.
-pub(super) fn full_name(wanted: &WantedTable) -> String {
-    format!("{}.{}", identifier(&wanted.database), identifier(&wanted.table))
+/// A text between single quotes.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// The statement that does it. Each can be repeated without harm.
-pub(super) fn statement(wanted: &WantedTable, action: &TableAction) -> String {
+/// `database`.`table`.
+fn full_name(table: &ServerTable) -> String {
+    format!("{}.{}", identifier(&table.database), identifier(&table.table))
+}
+
+/// The statement that does it on the server of the table. Each can be repeated without harm.
+pub(super) fn statement(table: &ServerTable, action: &TableAction) -> String {
     match action {
         TableAction::CreateDatabase => {
-            format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&wanted.database))
+            format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&table.database))
         }
-        TableAction::CreateTable => create_table(wanted),
+        TableAction::CreateTable => create_table(table),
         TableAction::AddColumn { column, after } => format!(
             "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}",
-            full_name(wanted),
-            definition(column),
+            full_name(table),
+            definition(column, &table.kind),
             match after {
                 Some(after) => format!("AFTER {}", identifier(after)),
                 None => "FIRST".to_owned(),
             }
         ),
         TableAction::SetDeduplicationWindow { setting, .. } => {
-            format!("ALTER TABLE {} MODIFY SETTING {setting} = {DEDUPLICATION_WINDOW}", full_name(wanted))
+            format!("ALTER TABLE {} MODIFY SETTING {setting} = {DEDUPLICATION_WINDOW}", full_name(table))
         }
     }
 }
 
 /// Takes the table away with all its rows, and waits until it is gone.
-pub(super) fn drop_table(wanted: &WantedTable) -> String {
-    format!("DROP TABLE IF EXISTS {} SYNC", full_name(wanted))
+pub(super) fn drop_table(table: &ServerTable) -> String {
+    format!("DROP TABLE IF EXISTS {} SYNC", full_name(table))
 }
 
-fn create_table(wanted: &WantedTable) -> String {
-    let columns: Vec<String> = COLUMNS.iter().map(|column| format!("    {}", definition(column))).collect();
+fn create_table(table: &ServerTable) -> String {
+    let columns: Vec<String> =
+        COLUMNS.iter().map(|column| format!("    {}", definition(column, &table.kind))).collect();
+    let (engine, window) = match &table.kind {
+        Kind::Rows => (format!("ReplacingMergeTree({})", identifier(VERSION_COLUMN)), WINDOW_SETTING),
+        Kind::ReplicatedRows { path } => (
+            format!(
+                "ReplicatedReplacingMergeTree({}, '{{replica}}', {})",
+                literal(path),
+                identifier(VERSION_COLUMN)
+            ),
+            REPLICATED_WINDOW_SETTING,
+        ),
+        Kind::Distributed { cluster, local } => {
+            return format!(
+                "CREATE TABLE IF NOT EXISTS {} (\n{}\n)\nENGINE = {}",
+                full_name(table),
+                columns.join(",\n"),
+                distributed_engine(cluster, &table.database, local)
+            );
+        }
+    };
     format!(
-        "CREATE TABLE IF NOT EXISTS {} (\n{}\n)\nENGINE = ReplacingMergeTree({})\nPARTITION BY {PARTITION_BY}\n\
-         ORDER BY {ORDER_BY}\nSAMPLE BY {SAMPLE_BY}\nSETTINGS {WINDOW_SETTING} = {DEDUPLICATION_WINDOW}",
-        full_name(wanted),
+        "CREATE TABLE IF NOT EXISTS {} (\n{}\n)\nENGINE = {engine}\nPARTITION BY {PARTITION_BY}\n\
+         ORDER BY {ORDER_BY}\nSAMPLE BY {SAMPLE_BY}\nSETTINGS {window} = {DEDUPLICATION_WINDOW}",
+        full_name(table),
         columns.join(",\n"),
-        identifier(VERSION_COLUMN),
     )
 }
 
-fn definition(column: &Column) -> String {
+/// Engine of a table over the shards' tables. Who inserts into it gets rows where the export puts them.
+pub(super) fn distributed_engine(cluster: &str, database: &str, local: &str) -> String {
+    format!("Distributed({}, {}, {}, {SHARDING_KEY})", literal(cluster), literal(database), literal(local))
+}
+
+fn definition(column: &Column, kind: &Kind) -> String {
     let mut text = format!("{} {}", identifier(column.name), column.type_);
     match column.value {
         Value::Inserted => {}
         Value::Default(expression) => text.push_str(&format!(" DEFAULT {expression}")),
         Value::Materialized(expression) => text.push_str(&format!(" MATERIALIZED {expression}")),
     }
-    if let Some(codec) = column.codec {
+    // A Distributed table stores nothing, so there is nothing to compress.
+    if let Some(codec) = column.codec
+        && !matches!(kind, Kind::Distributed { .. })
+    {
         text.push_str(&format!(" CODEC({codec})"));
     }
     text
@@ -101,12 +136,10 @@ pub(super) fn setting_of(engine_full: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn wanted(database: &str, table: &str) -> WantedTable {
-        WantedTable {
-            url: "http://localhost:8123".to_owned(),
-            database: database.to_owned(),
-            table: table.to_owned(),
-        }
+    use crate::tables::{Replication, layout::tests::clustered};
+
+    fn wanted(database: &str, table: &str) -> ServerTable {
+        ServerTable { database: database.to_owned(), table: table.to_owned(), kind: Kind::Rows }
     }
 
     #[test]
@@ -158,6 +191,32 @@ mod tests {
     #[test]
     fn the_table_is_created_with_every_column_its_keys_and_its_window() {
         insta::assert_snapshot!(statement(&wanted("shop", "events"), &TableAction::CreateTable));
+    }
+
+    #[test]
+    fn a_shard_without_a_keeper_has_a_table_as_a_single_server_has_it() {
+        let server = &clustered(Replication::None, 1).servers()[0];
+        assert_eq!(
+            statement(&server.tables[0], &TableAction::CreateTable),
+            statement(&wanted("shop", "events_local"), &TableAction::CreateTable)
+        );
+    }
+
+    #[test]
+    fn a_replica_is_created_with_the_path_that_it_shares_and_the_window_of_the_keeper() {
+        let server = &clustered(Replication::Keeper, 2).servers()[0];
+        insta::assert_snapshot!(statement(&server.tables[0], &TableAction::CreateTable));
+    }
+
+    #[test]
+    fn the_distributed_table_has_every_column_and_the_key_that_the_export_places_rows_by() {
+        let server = &clustered(Replication::Keeper, 2).servers()[0];
+        insta::assert_snapshot!(statement(&server.tables[1], &TableAction::CreateTable));
+    }
+
+    #[test]
+    fn texts_cannot_leave_their_quotes() {
+        assert_eq!(literal("a'b\\"), "'a\\'b\\\\'");
     }
 
     #[test]

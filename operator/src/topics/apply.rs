@@ -5,7 +5,8 @@ use std::time::Duration;
 use penstock_pipeline::kafka::admin::{self, AdminError, ConfigChange, NewTopic};
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::{Clusters, ConfigRepair, TopicAction};
+use super::{Access, Clusters, ConfigRepair, TopicAction};
+use crate::failure::{Cause, Failure};
 
 /// Longest time of one change.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,29 +20,24 @@ pub struct Applied {
     pub result: Result<(), ApplyError>,
 }
 
-/// Why a change was not made.
+/// Why a change was not made. When nobody answered, it may have been made all the same; the next observation tells.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApplyError {
-    /// The brokers refused, or did not answer. The change may have been made all the same when nobody answered; the next
-    /// observation tells.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    /// There is no client.
-    #[error("cannot make a client for Kafka at {bootstrap_servers}: {why}")]
-    Client {
-        /// The bootstrap servers.
-        bootstrap_servers: String,
-        /// Why.
-        why: String,
-    },
+#[error("{0}")]
+pub struct ApplyError(Failure);
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Self {
+        error.0
+    }
 }
 
 /// Makes the changes in their order, each for itself: one that fails does not keep the others from being made.
-pub async fn apply(clusters: &Clusters, bootstrap_servers: &str, actions: Vec<TopicAction>) -> Vec<Applied> {
+pub async fn apply(clusters: &Clusters, access: &Access, actions: Vec<TopicAction>) -> Vec<Applied> {
     let mut applied = Vec::with_capacity(actions.len());
     for action in actions {
         let work = action.clone();
-        let result = on_cluster(clusters, bootstrap_servers, move |client| perform(client, &work)).await;
+        let result =
+            on_cluster(clusters, access, operation(&action), move |client| perform(client, &work)).await;
         applied.push(Applied { action, result });
     }
     applied
@@ -51,10 +47,10 @@ pub async fn apply(clusters: &Clusters, bootstrap_servers: &str, actions: Vec<To
 /// them is lost, and so are the committed offsets of their readers.
 pub async fn delete(
     clusters: &Clusters,
-    bootstrap_servers: &str,
+    access: &Access,
     topics: Vec<String>,
 ) -> Result<Vec<String>, ApplyError> {
-    on_cluster(clusters, bootstrap_servers, move |client| {
+    on_cluster(clusters, access, "Delete", move |client| {
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         let existing = admin::describe_topics(client, &names, CHANGE_TIMEOUT)?;
         let mut deleted = Vec::new();
@@ -74,17 +70,32 @@ type Client = rdkafka::client::Client<super::cluster::Silent>;
 
 async fn on_cluster<T: Send + 'static>(
     clusters: &Clusters,
-    bootstrap_servers: &str,
+    access: &Access,
+    operation: &str,
     work: impl FnOnce(&Client) -> Result<T, AdminError> + Send + 'static,
 ) -> Result<T, ApplyError> {
-    let failed = |why: String| ApplyError::Client { bootstrap_servers: bootstrap_servers.to_owned(), why };
-    let cluster = clusters.get(bootstrap_servers).map_err(|error| failed(error.to_string()))?;
+    let failed = |why: String| {
+        ApplyError(Failure::new(
+            Cause::Unreachable,
+            format!("cannot make a client for Kafka at {}: {why}", access.bootstrap_servers),
+        ))
+    };
+    let cluster = clusters.get(access).map_err(failed)?;
     let _leave = cluster.enter().await;
     let asked = cluster.clone();
-    let result = tokio::task::spawn_blocking(move || work(asked.client()))
+    tokio::task::spawn_blocking(move || work(asked.client()))
         .await
-        .map_err(|error| failed(format!("the request was broken off: {error}")))?;
-    Ok(result?)
+        .map_err(|error| failed(format!("the request was broken off: {error}")))?
+        .map_err(|error| ApplyError(access.failure(&error, operation, cluster.seen())))
+}
+
+/// The operation that an ACL has to allow for a change.
+fn operation(action: &TopicAction) -> &'static str {
+    match action {
+        TopicAction::Create(_) => "Create",
+        TopicAction::Grow { .. } => "Alter",
+        TopicAction::ChangeConfig { .. } => "AlterConfigs",
+    }
 }
 
 fn perform(client: &Client, action: &TopicAction) -> Result<(), AdminError> {

@@ -1,4 +1,4 @@
-//! One client per Kafka cluster, shared by all pipelines that name the same bootstrap servers.
+//! One client per Kafka cluster and identity, shared by all pipelines that name the same.
 
 use std::{
     collections::HashMap,
@@ -6,16 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use penstock_pipeline::kafka::{
+    failure::{self, Failure as Seen},
+    security::Auth,
+};
 use rdkafka::{
     ClientConfig, ClientContext,
-    client::Client,
+    client::{Client, OAuthToken},
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::lag;
+use super::{Access, lag};
+use crate::failure::Failure;
 
 /// Longest time of one request.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,14 +40,15 @@ const GROUP: &str = "penstock-operator";
 /// The clients.
 #[derive(Default)]
 pub struct Clusters {
-    clusters: Mutex<HashMap<String, (Arc<Cluster>, Instant)>>,
+    clusters: Mutex<HashMap<Access, (Arc<Cluster>, Instant)>>,
 }
 
 /// The client of one cluster.
 pub struct Cluster {
     consumer: BaseConsumer<Silent>,
+    access: Access,
     gate: Semaphore,
-    failure: Mutex<Option<(Instant, String)>>,
+    failure: Mutex<Option<(Instant, Failure)>>,
     looking: Mutex<lag::Memory>,
 }
 
@@ -52,19 +58,18 @@ impl Clusters {
         Self::default()
     }
 
-    /// The client for `bootstrap_servers` (`host:port`, separated by commas). Connects to nobody yet; fails only when the
-    /// client cannot be made.
-    pub fn get(&self, bootstrap_servers: &str) -> Result<Arc<Cluster>, KafkaError> {
+    /// The client for a cluster, as somebody. Connects to nobody yet; fails only when the client cannot be made.
+    pub fn get(&self, access: &Access) -> Result<Arc<Cluster>, String> {
         let mut clusters = lock(&self.clusters);
         let now = Instant::now();
-        let cluster = match clusters.get_mut(bootstrap_servers) {
+        let cluster = match clusters.get_mut(access) {
             Some((cluster, used)) => {
                 *used = now;
                 cluster.clone()
             }
             None => {
-                let cluster = Arc::new(Cluster::new(bootstrap_servers)?);
-                clusters.insert(bootstrap_servers.to_owned(), (cluster.clone(), now));
+                let cluster = Arc::new(Cluster::new(access)?);
+                clusters.insert(access.clone(), (cluster.clone(), now));
                 cluster
             }
         };
@@ -82,9 +87,12 @@ impl Clusters {
 }
 
 impl Cluster {
-    fn new(bootstrap_servers: &str) -> Result<Self, KafkaError> {
-        let consumer = ClientConfig::new()
-            .set("bootstrap.servers", bootstrap_servers)
+    fn new(access: &Access) -> Result<Self, String> {
+        let security = access.security()?;
+        let mut config = ClientConfig::new();
+        security.apply(&mut config);
+        let consumer: BaseConsumer<Silent> = config
+            .set("bootstrap.servers", &access.bootstrap_servers)
             .set("client.id", GROUP)
             .set("group.id", GROUP)
             .set("allow.auto.create.topics", "false")
@@ -104,10 +112,15 @@ impl Cluster {
             .set("socket.connection.setup.timeout.ms", "3000")
             .set("socket.timeout.ms", "5000")
             .set("reconnect.backoff.max.ms", "2000")
-            .set_log_level(RDKafkaLogLevel::Warning)
-            .create_with_context(Silent)?;
+            // A listener that hangs up is told at this level.
+            .set_log_level(RDKafkaLogLevel::Info)
+            .create_with_context(Silent { auth: security.auth, seen: Mutex::new(None) })
+            .map_err(|error| error.to_string())?;
+        // One who comes with a token is asked for it before the first connection.
+        consumer.poll(Duration::ZERO);
         Ok(Self {
             consumer,
+            access: access.clone(),
             gate: Semaphore::new(CONCURRENCY),
             failure: Mutex::new(None),
             looking: Mutex::new(lag::Memory::default()),
@@ -146,8 +159,19 @@ impl Cluster {
         }
     }
 
+    /// How it is reached.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// What the client last complained about, since the last answer.
+    pub(super) fn seen(&self) -> Option<Seen> {
+        self.drain();
+        *lock(&self.consumer.context().seen)
+    }
+
     /// Why the cluster did not answer, if that was a moment ago.
-    pub(super) fn recent_failure(&self) -> Option<String> {
+    pub(super) fn recent_failure(&self) -> Option<Failure> {
         lock(&self.failure)
             .as_ref()
             .filter(|(when, _)| when.elapsed() < FAILURE_HOLDS)
@@ -155,8 +179,12 @@ impl Cluster {
     }
 
     /// Keeps that the cluster did not answer, or that it did.
-    pub(super) fn note(&self, failure: Option<&str>) {
-        *lock(&self.failure) = failure.map(|why| (Instant::now(), why.to_owned()));
+    pub(super) fn note(&self, failure: Option<&Failure>) {
+        if failure.is_none() {
+            // librdkafka says what stays the same only once in a while: until there is an answer, it holds.
+            *lock(&self.consumer.context().seen) = None;
+        }
+        *lock(&self.failure) = failure.map(|why| (Instant::now(), why.clone()));
     }
 }
 
@@ -165,17 +193,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Callbacks of the client. What goes wrong is answered to the request that it concerns; the client's own voice is for
-/// the debug log.
-pub(super) struct Silent;
+/// Callbacks of the client. What goes wrong is answered to the request that it concerns; of the client's own voice is kept
+/// what stands in its way, and the rest is for the debug log.
+pub(super) struct Silent {
+    auth: Option<Auth>,
+    seen: Mutex<Option<Seen>>,
+}
+
+impl Silent {
+    fn keep(&self, code: RDKafkaErrorCode, text: &str) {
+        if let Some(seen) = failure::of(code, text) {
+            *lock(&self.seen) = Some(seen);
+        }
+    }
+}
 
 impl ClientContext for Silent {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // A connection that ends is an error only in the log.
+        if facility == "FAIL" {
+            self.keep(RDKafkaErrorCode::BrokerTransportFailure, message);
+        }
         tracing::debug!(?level, facility, message, "Kafka client");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.keep(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), reason);
         tracing::debug!(%error, reason, "Kafka client");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        // A new token in the Secret is a new identity, and so a new client.
+        self.auth.as_ref().and_then(Auth::oauth_token).ok_or_else(|| "there is no token".into())
     }
 }
 

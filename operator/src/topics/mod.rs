@@ -5,7 +5,7 @@
 //! - [`plan`] decides (pure): create, grow, set configuration back; what it refuses or only reports is a [`Finding`];
 //! - [`apply`] and [`delete`] do it.
 //!
-//! One client per bootstrap string is shared by all pipelines through [`Clusters`].
+//! One client per cluster and identity is shared by all pipelines through [`Clusters`].
 //!
 //! **Which configuration is ours.** A key that the spec sets (or that has a default of ours) is set on the topic and set
 //! back when somebody changes it. A key that nobody wants any more goes back to the brokers' value, but only if it was
@@ -13,6 +13,7 @@
 //! is its owner's and left alone. Should the memory be lost, a key that was taken out of the spec meanwhile stays as it
 //! is; nothing else is affected.
 
+mod access;
 mod apply;
 mod cluster;
 pub mod lag;
@@ -31,6 +32,9 @@ use penstock_pipeline::{
     },
 };
 
+use crate::failure::Failure;
+
+pub use access::Access;
 pub use apply::{Applied, ApplyError, apply, delete};
 pub use cluster::{Cluster, Clusters};
 pub use observe::observe;
@@ -68,8 +72,8 @@ pub struct GroupReading {
 pub enum Observation {
     /// Nobody answered, or not what was asked.
     Unreachable {
-        /// For people: what was asked, and what went wrong.
-        why: String,
+        /// What is in the way.
+        why: Failure,
     },
     /// Somebody answered.
     Reachable(Observed),
@@ -82,6 +86,8 @@ pub struct Observed {
     pub topics: BTreeMap<String, ObservedTopic>,
     /// Lag of each group, by name of the group.
     pub groups: BTreeMap<String, lag::GroupLag>,
+    /// What we are not allowed to ask, and can do without.
+    pub denied: Vec<Failure>,
 }
 
 /// A topic as it is.

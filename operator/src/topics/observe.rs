@@ -11,11 +11,12 @@ use penstock_pipeline::kafka::admin::{
 };
 
 use super::{
-    Cluster, Clusters, GroupReading, Observation, Observed, ObservedTopic, WantedTopic,
+    Access, Cluster, Clusters, GroupReading, Observation, Observed, ObservedTopic, WantedTopic,
     cluster::REQUEST_TIMEOUT,
     lag::{self, GroupLag, Oldest, PartitionLag, PartitionOffsets, Place, Unknown},
     probe,
 };
+use crate::failure::{Cause, Failure};
 
 /// Longest time for all requests of one observation.
 const OBSERVATION_BUDGET: Duration = Duration::from_secs(15);
@@ -26,25 +27,26 @@ const LOOKING_BUDGET: Duration = Duration::from_secs(2);
 /// Partitions of one topic that are looked at in one pass.
 const LOOKED_AT: usize = 256;
 
-/// What Kafka at `bootstrap_servers` says of `wanted` and of the lag of `groups`.
+/// What Kafka says of `wanted` and of the lag of `groups`.
 ///
 /// Takes some hundred milliseconds; at most about 20 s when brokers are slow or away. Never fails: that nobody answers is
 /// [`Observation::Unreachable`], and what is not known of a group is unknown.
 pub async fn observe(
     clusters: &Clusters,
-    bootstrap_servers: &str,
+    access: &Access,
     wanted: &[WantedTopic],
     groups: &[GroupReading],
 ) -> Observation {
-    let unreachable =
-        |why: String| Observation::Unreachable { why: format!("Kafka at {bootstrap_servers}: {why}") };
-    let cluster = match clusters.get(bootstrap_servers) {
+    let unreachable = |why: String| Observation::Unreachable {
+        why: format!("Kafka at {}: {why}", access.bootstrap_servers).into(),
+    };
+    let cluster = match clusters.get(access) {
         Ok(cluster) => cluster,
-        Err(error) => return unreachable(error.to_string()),
+        Err(why) => return unreachable(format!("cannot make a client: {why}")),
     };
     let _leave = cluster.enter().await;
     if let Some(why) = cluster.recent_failure() {
-        return unreachable(why);
+        return Observation::Unreachable { why };
     }
     let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
     let groups = groups.to_vec();
@@ -54,25 +56,30 @@ pub async fn observe(
             cluster.note(None);
             Observation::Reachable(observed)
         }
-        Ok(Err(error)) => {
-            let why = error.to_string();
+        Ok(Err((error, operation))) => {
+            let why = access.failure(&error, operation, cluster.seen());
             if error.is_unreachable() {
                 cluster.note(Some(&why));
             }
-            unreachable(why)
+            Observation::Unreachable { why }
         }
         Err(error) => unreachable(format!("the request was broken off: {error}")),
     }
 }
 
-fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Result<Observed, AdminError> {
+/// What was asked failed, and the operation that an ACL has to allow for it.
+type Refusal = (AdminError, &'static str);
+
+fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Result<Observed, Refusal> {
     cluster.drain();
     let deadline = Instant::now() + OBSERVATION_BUDGET;
     let client = cluster.client();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let described = admin::describe_topics(client, &names, REQUEST_TIMEOUT)?;
+    let described =
+        admin::describe_topics(client, &names, REQUEST_TIMEOUT).map_err(|error| (error, "Describe"))?;
     let existing: Vec<&str> = described.keys().map(String::as_str).collect();
-    let mut configs = admin::describe_configs(client, &existing, REQUEST_TIMEOUT)?;
+    let mut configs = admin::describe_configs(client, &existing, REQUEST_TIMEOUT)
+        .map_err(|error| (error, "DescribeConfigs"))?;
 
     let topics: BTreeMap<String, ObservedTopic> = described
         .into_iter()
@@ -82,8 +89,9 @@ fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Res
             (name, topic)
         })
         .collect();
-    let groups = lags(cluster, &topics, groups, deadline);
-    Ok(Observed { topics, groups })
+    let mut denied = Vec::new();
+    let groups = lags(cluster, &topics, groups, deadline, &mut denied);
+    Ok(Observed { topics, groups, denied })
 }
 
 fn observed_topic(
@@ -111,6 +119,7 @@ fn lags(
     topics: &BTreeMap<String, ObservedTopic>,
     groups: &[GroupReading],
     deadline: Instant,
+    denied: &mut Vec<Failure>,
 ) -> BTreeMap<String, GroupLag> {
     let client = cluster.client();
     let committed: Vec<_> = groups
@@ -118,8 +127,13 @@ fn lags(
         .filter_map(|reading| {
             let partitions = partitions_of(&reading.topic, topics.get(&reading.topic)?.partitions);
             let answer = remaining(deadline).and_then(|timeout| {
-                admin::committed_offsets(client, &reading.group, &partitions, timeout)
-                    .map_err(|error| error.to_string())
+                admin::committed_offsets(client, &reading.group, &partitions, timeout).map_err(|error| {
+                    let why = cluster.access().failure(&error, "Describe", None);
+                    if why.cause == Cause::NotAuthorized {
+                        denied.push(why);
+                    }
+                    error.to_string()
+                })
             });
             Some((reading, answer))
         })

@@ -3,6 +3,7 @@
 //! The API server has checked the schema and the CEL rules; what is checked here is what one object cannot know
 //! (references, programs), what the build relies on, and what an older schema may have let through.
 
+mod cluster;
 mod names;
 mod pipeline;
 mod problem;
@@ -28,8 +29,9 @@ pub use pipeline::{
 pub use problem::{Problem, Problems};
 
 use crate::{
+    credentials::{self, KeyRef, ObjectKind},
     observe::references::{Reference, References},
-    tables::WantedTable,
+    tables::{self, WantedTable},
     topics::{self, Transformed},
 };
 
@@ -103,6 +105,7 @@ pub fn validate(
         kafka_spec.topic_prefix.clone().unwrap_or_else(|| format!("{}.{}.", owner.namespace, owner.name));
     problems.extend(names::bootstrap_servers("spec.kafka.bootstrapServers", &kafka_spec.bootstrap_servers));
     problems.extend(names::topic_prefix("spec.kafka.topicPrefix", &prefix));
+    let credentials = credentials::kafka(kafka_spec, &owner.namespace, references, &mut problems);
     let transformed = if transformation.is_some() { Transformed::Wanted } else { Transformed::Absent };
     let topics = topics::stage_topics(&prefix, kafka_spec.topics.as_ref(), transformed);
     for topic in topics.iter().filter(|topic| topic.partitions < 1) {
@@ -120,7 +123,14 @@ pub fn validate(
         owner,
         version,
         kafka: Kafka {
+            access: topics::Access {
+                bootstrap_servers: kafka_spec.bootstrap_servers.clone(),
+                trust: credentials.trust.clone(),
+                identity: credentials.admin,
+            },
             bootstrap_servers: kafka_spec.bootstrap_servers.clone(),
+            trust: credentials.trust,
+            identity: credentials.data,
             prefix,
             management: kafka_spec.management,
             topics,
@@ -284,7 +294,7 @@ fn exports(
         }
         let destination = match (&spec.clickhouse, &spec.webhook) {
             (Some(clickhouse), None) => {
-                clickhouse_destination(&field, clickhouse, spec.block.as_ref(), problems)
+                clickhouse_destination(&field, clickhouse, spec.block.as_ref(), owner, references, problems)
             }
             (None, Some(webhook)) => {
                 webhook_destination(&format!("{field}.webhook"), webhook, owner, references, problems)
@@ -315,9 +325,16 @@ fn clickhouse_destination(
     field: &str,
     spec: &ClickHouseSpec,
     block: Option<&BlockSpec>,
+    owner: &Owner,
+    references: &References,
     problems: &mut Vec<Problem>,
 ) -> Destination {
     problems.extend(names::url(&format!("{field}.clickhouse.url"), &spec.url));
+    let (trust, user, ddl) =
+        credentials::clickhouse(&format!("{field}.clickhouse"), spec, &owner.namespace, references, problems);
+    if let Some(cluster) = &spec.cluster {
+        problems.extend(cluster::problems(&format!("{field}.clickhouse.cluster"), cluster));
+    }
     for (key, value) in [("database", Some(&spec.database)), ("table", spec.table.as_ref())] {
         if let Some(value) = value {
             problems.extend(names::identifier(&format!("{field}.clickhouse.{key}"), value));
@@ -341,12 +358,11 @@ fn clickhouse_destination(
         });
     }
     Destination::ClickHouse {
-        table: WantedTable {
-            url: spec.url.clone(),
-            database: spec.database.clone(),
-            table: spec.table.clone().unwrap_or_else(|| "events".to_owned()),
-        },
+        table: WantedTable::from(spec),
         management: spec.management,
+        access: tables::Access { trust: trust.clone(), user: ddl },
+        trust,
+        user,
         block: BlockLimits {
             max_rows: u32::try_from(max_rows).unwrap_or(u32::MAX),
             max_bytes,
@@ -423,24 +439,8 @@ fn secret_text(
     namespace: &str,
     references: &References,
 ) -> Result<String, Problem> {
-    let bytes = match references.secrets.get(name) {
-        Some(Reference::Found(data)) => data
-            .get(key)
-            .ok_or_else(|| key_missing(field, "Secret", name, key, data.keys().map(String::as_str)))?,
-        Some(Reference::Missing) | None => return Err(missing(field, "Secret", name, key, namespace)),
-    };
-    let problem = |message: &str| Problem::ReferenceValue {
-        field: field.to_owned(),
-        kind: "Secret",
-        name: name.to_owned(),
-        key: key.to_owned(),
-        message: message.to_owned(),
-    };
-    match std::str::from_utf8(bytes) {
-        Ok(text) if text.trim().is_empty() => Err(problem("is empty")),
-        Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err(problem("is not text")),
-    }
+    let from = KeyRef { kind: ObjectKind::Secret, name: name.to_owned(), key: key.to_owned() };
+    reference_text(field, &from, namespace, references)
 }
 
 /// Text behind a key of a ConfigMap.
@@ -451,13 +451,50 @@ fn config_map_text(
     namespace: &str,
     references: &References,
 ) -> Result<String, Problem> {
-    match references.config_maps.get(name) {
-        Some(Reference::Found(data)) => data
-            .get(key)
-            .cloned()
-            .ok_or_else(|| key_missing(field, "ConfigMap", name, key, data.keys().map(String::as_str))),
-        Some(Reference::Missing) | None => Err(missing(field, "ConfigMap", name, key, namespace)),
+    let from = KeyRef { kind: ObjectKind::ConfigMap, name: name.to_owned(), key: key.to_owned() };
+    match reference_text(field, &from, namespace, references) {
+        // An empty program is told by the compiler.
+        Err(Problem::ReferenceValue { .. }) => Ok(String::new()),
+        text => text,
     }
+}
+
+/// UTF-8 text behind a key of a Secret or ConfigMap, which must hold something.
+///
+/// # Errors
+/// The object, the key or the text is missing; `field` is who asked for it.
+pub fn reference_text(
+    field: &str,
+    from: &KeyRef,
+    namespace: &str,
+    references: &References,
+) -> Result<String, Problem> {
+    let (kind, name, key) = (from.kind.name(), from.name.as_str(), from.key.as_str());
+    let problem = |message: &str| Problem::ReferenceValue {
+        field: field.to_owned(),
+        kind,
+        name: name.to_owned(),
+        key: key.to_owned(),
+        message: message.to_owned(),
+    };
+    let text = match from.kind {
+        ObjectKind::Secret => match references.secrets.get(name) {
+            Some(Reference::Found(data)) => {
+                let bytes = data
+                    .get(key)
+                    .ok_or_else(|| key_missing(field, kind, name, key, data.keys().map(String::as_str)))?;
+                std::str::from_utf8(bytes).map_err(|_| problem("is not text"))?
+            }
+            Some(Reference::Missing) | None => return Err(missing(field, kind, name, key, namespace)),
+        },
+        ObjectKind::ConfigMap => match references.config_maps.get(name) {
+            Some(Reference::Found(data)) => data
+                .get(key)
+                .ok_or_else(|| key_missing(field, kind, name, key, data.keys().map(String::as_str)))?,
+            Some(Reference::Missing) | None => return Err(missing(field, kind, name, key, namespace)),
+        },
+    };
+    if text.trim().is_empty() { Err(problem("is empty")) } else { Ok(text.to_owned()) }
 }
 
 fn missing(field: &str, kind: &'static str, name: &str, key: &str, namespace: &str) -> Problem {

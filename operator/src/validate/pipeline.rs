@@ -8,7 +8,11 @@ use k8s_openapi::api::core::v1::{
 use penstock_crds::v1alpha1::{DeletionPolicies, KeySelector, Management, ServiceType};
 use penstock_pipeline::config::{BlockLimits, ProjectEntry, RetryConfig, StartFrom, StepConfig};
 
-use crate::{tables::WantedTable, topics::WantedTopic};
+use crate::{
+    credentials::{ClickHouseUser, KafkaIdentity, Trust},
+    tables::{self, WantedTable},
+    topics::{self, WantedTopic},
+};
 
 /// The object that owns what is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,12 @@ pub struct ValidatedPipeline {
 pub struct Kafka {
     /// `host:port`, separated by commas.
     pub bootstrap_servers: String,
+    /// Whom the components trust; `None` without TLS.
+    pub trust: Option<Trust>,
+    /// Who the components are; `None` for nobody in particular.
+    pub identity: Option<KafkaIdentity>,
+    /// How the operator itself reaches Kafka.
+    pub access: topics::Access,
     /// Prefix of topics, groups and transactional ids.
     pub prefix: String,
     /// Who owns the topics.
@@ -109,6 +119,12 @@ pub enum Destination {
         table: WantedTable,
         /// Who owns it.
         management: Management,
+        /// Whom the export trusts behind an https URL.
+        trust: Trust,
+        /// Who the export is; `None` for nobody in particular.
+        user: Option<ClickHouseUser>,
+        /// How the operator itself reaches the servers.
+        access: tables::Access,
         /// When an insert is made.
         block: BlockLimits,
     },
