@@ -2,6 +2,7 @@
 //! ClickHouse.
 
 pub mod acls;
+pub mod audit;
 pub mod authorities;
 pub mod cluster;
 pub mod faults;

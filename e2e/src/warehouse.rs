@@ -13,6 +13,8 @@ pub struct Warehouse {
 impl Warehouse {
     /// A server at this URL (`http://127.0.0.1:18123`).
     pub fn at(url: impl Into<String>) -> Self {
+        // What makes a client of Kubernetes does it as well; whoever needs none has nobody else.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         Self { url: url.into(), http: reqwest::Client::new() }
     }
 
