@@ -146,20 +146,16 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 
 /// What of the TLS handshake went wrong, if it was that.
 fn tls_cause(error: &(dyn StdError + 'static)) -> Option<Cause> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref::<TlsError>() {
-            return cause_of(tls);
-        }
-        // An I/O error shows the causes of what it holds, and not what it holds.
-        if let Some(held) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
-            && let Some(tls) = held.downcast_ref::<TlsError>()
-        {
-            return cause_of(tls);
-        }
-        next = error.source();
+    if let Some(tls) = error.downcast_ref::<TlsError>() {
+        return cause_of(tls);
     }
-    None
+    // An I/O error shows the causes of what it holds, and not what it holds, which may be an I/O error again.
+    if let Some(held) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
+        && let Some(cause) = tls_cause(held)
+    {
+        return Some(cause);
+    }
+    error.source().and_then(tls_cause)
 }
 
 fn cause_of(error: &TlsError) -> Option<Cause> {
@@ -238,7 +234,8 @@ mod tests {
     }
 
     fn handshake(error: TlsError) -> Failure {
-        let error = std::io::Error::other(error);
+        // As hyper-rustls wraps what tokio-rustls has wrapped.
+        let error = std::io::Error::other(std::io::Error::other(error));
         let error = clickhouse::error::Error::Network(Box::new(error));
         access().failure("create table d.t", "ch:8443", &error)
     }
