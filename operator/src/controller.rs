@@ -100,6 +100,7 @@ pub async fn run(
         images: options.images(),
         default_version: options.default_version.clone(),
         resync: options.resync(),
+        unfinished: options.unfinished(),
         client,
     });
 

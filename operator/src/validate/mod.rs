@@ -8,6 +8,7 @@ mod names;
 mod pipeline;
 mod problem;
 mod programs;
+pub mod unfinished;
 mod workload;
 
 use std::collections::BTreeSet;

@@ -112,7 +112,10 @@ pub struct Export {
 
 /// Where an export delivers.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a pipeline has a handful of them, and they stay where they are")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a pipeline has a handful of them, and they stay where they are"
+)]
 pub enum Destination {
     /// A table.
     ClickHouse {
