@@ -206,7 +206,8 @@ fn what_a_client_sent_twice_may_be_there_twice() {
 
 #[test]
 fn a_changed_digest_says_which_part_is_altered_and_where() {
-    let changes: [(fn(&mut Reading), &str); 5] = [
+    type Change = fn(&mut Reading);
+    let changes: [(Change, &str); 5] = [
         (|one| one.content.event = 99, "event"),
         (|one| one.content.distinct_id = 99, "distinct_id"),
         (|one| one.content.properties = 99, "properties"),
