@@ -29,5 +29,6 @@ build: ## Build all binaries
 install-operator: ## Images and charts of this clone, onto the running platform
 	@e2e/install-operator
 
+include e2e/bench.mk
 include e2e/platform.mk
 include charts/charts.mk

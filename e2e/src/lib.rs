@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod faults;
 pub mod load;
 pub mod pipeline;
+pub mod receiver;
 pub mod second_shard;
 pub mod truth;
 pub mod warehouse;

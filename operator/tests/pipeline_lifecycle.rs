@@ -11,7 +11,7 @@ use clap::Parser;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount},
+        core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount},
         events::v1::Event,
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
@@ -278,7 +278,27 @@ async fn drift_is_put_back_and_rest_is_rest() {
         .await;
 
     // At rest: no version of anything moves over several passes. Deployments are left out, whose status moves while
-    // Kubernetes looks for the image.
+    // Kubernetes looks for the image; the pipeline's status tells once that it is not to be had.
+    world
+        .until("every pod was refused its image or a place", async || {
+            let pods = world.list::<Pod>().await;
+            let waits = |pod: &Pod| {
+                let status = pod.status.clone().unwrap_or_default();
+                let no_place = status
+                    .conditions
+                    .iter()
+                    .flatten()
+                    .any(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+                let no_image = status.container_statuses.iter().flatten().any(|container| {
+                    let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+                    let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+                    reason.starts_with("ErrImage") || reason == "ImagePullBackOff"
+                });
+                no_place || no_image
+            };
+            !pods.is_empty() && pods.iter().all(waits)
+        })
+        .await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = world.versions().await;
     tokio::time::sleep(Duration::from_secs(9)).await;

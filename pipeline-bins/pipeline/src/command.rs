@@ -268,7 +268,7 @@ pub fn load_config<C: DeserializeOwned>(path: &Path) -> Result<C, ConfigError> {
 ///
 /// Not smaller ones: compressing a batch takes a context of one to four megabytes and buffers of up to one, for every batch
 /// anew. Mapped, zeroed and unmapped each time they cost a producer as much as half of its CPU time. So buffers from eight
-/// megabytes on go back at once, and of what is free at the end of a heap 32 MiB stay: both are said, since saying one
+/// megabytes on go back at once, and of what is free at the end of a heap 8 MiB stay: both are said, since saying one
 /// switches off glibc's own adjustment of the other.
 fn return_large_buffers() {
     #[cfg(target_env = "gnu")]
@@ -276,7 +276,7 @@ fn return_large_buffers() {
     // changes nothing.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
         libc::mallopt(libc::M_ARENA_MAX, 4);
     }
 }
