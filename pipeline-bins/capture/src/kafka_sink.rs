@@ -5,6 +5,7 @@
 //! without being able to say so.
 
 use std::{
+    error::Error,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -16,10 +17,15 @@ use arc_swap::ArcSwap;
 use penstock_pipeline::{
     config::CaptureConfig,
     health::Verdict,
-    kafka::client::{LogContext, idempotent_producer},
+    kafka::{
+        Connection,
+        client::{LogContext, idempotent_producer},
+        connection::{self, Secured},
+    },
 };
 use rdkafka::{
     ClientContext,
+    client::OAuthToken,
     config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
@@ -51,6 +57,7 @@ type CaptureProducer = ThreadedProducer<Reports>;
 /// Kafka as a [`Sink`].
 pub struct KafkaSink {
     config: CaptureConfig,
+    kafka: Connection,
     client_id: String,
     queue: Budget,
     producer: ArcSwap<CaptureProducer>,
@@ -103,15 +110,28 @@ impl Fate {
 /// Receives librdkafka's reports.
 struct Reports {
     signs: Arc<SignsOfLife>,
+    context: LogContext,
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
+        self.context.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
+        self.context.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.context.generate_oauth_token(config)
+    }
+}
+
+impl Secured for Reports {
+    fn secured(&self) -> Option<&LogContext> {
+        Some(&self.context)
     }
 }
 
@@ -131,12 +151,18 @@ impl ProducerContext for Reports {
 
 impl KafkaSink {
     /// Makes the producer. It connects by itself, now and whenever it has to.
-    pub fn new(config: &CaptureConfig, pod: &str, metrics: CaptureMetrics) -> Result<Arc<Self>, KafkaError> {
+    pub fn new(
+        config: &CaptureConfig,
+        kafka: Connection,
+        pod: &str,
+        metrics: CaptureMetrics,
+    ) -> Result<Arc<Self>, KafkaError> {
         let signs = Arc::new(SignsOfLife { origin: Instant::now(), last: AtomicU64::new(0) });
         let client_id = format!("{}-{pod}", config.identity.component);
-        let producer = ArcSwap::from_pointee(producer(config, &client_id, &signs)?);
+        let producer = ArcSwap::from_pointee(producer(config, &kafka, &client_id, &signs)?);
         Ok(Arc::new(Self {
             config: config.clone(),
+            kafka,
             client_id,
             queue: Budget::new(config.limits.producer_queue_bytes),
             producer,
@@ -163,6 +189,7 @@ impl KafkaSink {
 
     fn probe(&self) {
         let producer = self.producer.load_full();
+        connection::refresh(producer.client());
         let problem = [&self.config.topic, &self.config.dead_letter].into_iter().find_map(|topic| {
             let metadata = match producer.client().fetch_metadata(Some(topic), PROBE_TIMEOUT) {
                 Ok(metadata) => metadata,
@@ -244,7 +271,7 @@ impl KafkaSink {
         if !Arc::ptr_eq(&self.producer.load(), broken) {
             return;
         }
-        match producer(&self.config, &self.client_id, &self.signs) {
+        match producer(&self.config, &self.kafka, &self.client_id, &self.signs) {
             Ok(fresh) => {
                 error!(%code, reason, "the producer is broken for good; a new one takes its place");
                 self.producer.store(Arc::new(fresh));
@@ -301,20 +328,24 @@ impl Sink for KafkaSink {
 
 fn producer(
     config: &CaptureConfig,
+    kafka: &Connection,
     client_id: &str,
     signs: &Arc<SignsOfLife>,
 ) -> Result<CaptureProducer, KafkaError> {
     let limits = &config.limits;
     // The budget keeps the queue below `producer_queue_bytes`; librdkafka's own bound only backs it up.
     let mut client = idempotent_producer(
-        &config.kafka,
+        kafka,
         client_id,
         limits.delivery_timeout_ms,
         limits.producer_queue_bytes * 2,
         MAX_BATCH_BYTES,
     );
     client.set("linger.ms", limits.linger_ms.to_string());
-    client.create_with_context(Reports { signs: Arc::clone(signs) })
+    let producer: CaptureProducer =
+        client.create_with_context(Reports { signs: Arc::clone(signs), context: kafka.context() })?;
+    connection::refresh(producer.client());
+    Ok(producer)
 }
 
 /// A short stable name of an error, for metrics.
@@ -382,7 +413,8 @@ mod tests {
         admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
         let identity = Identity { namespace: "n".into(), pipeline: "p".into(), component: "capture".into() };
         let metrics = CaptureMetrics::new(&Metrics::new(&identity));
-        let sink = KafkaSink::new(&config, "pod", metrics.clone()).unwrap();
+        let sink =
+            KafkaSink::new(&config, Connection::plaintext(&bootstrap), "pod", metrics.clone()).unwrap();
         let write = async || {
             let mut claim = sink.queue.claim();
             claim.grow(record().cost()).unwrap();

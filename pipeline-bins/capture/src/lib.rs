@@ -24,7 +24,8 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use penstock_pipeline::{
-    command::Context, config::CaptureConfig, health::Kind, live_file::LiveFileMetrics, projects,
+    command::Context, config::CaptureConfig, health::Kind, kafka::Connection, live_file::LiveFileMetrics,
+    projects,
 };
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -113,8 +114,9 @@ pub async fn serve(config: CaptureConfig, context: Context) -> anyhow::Result<()
         if for_check.load().is_empty() { Err("the list of projects is empty".to_owned()) } else { Ok(()) }
     });
 
-    let sink =
-        KafkaSink::new(&config, &context.pod, metrics.clone()).context("cannot make a Kafka producer")?;
+    let Some(kafka) = Connection::open(&config.kafka, &context).await else { return Ok(()) };
+    let sink = KafkaSink::new(&config, kafka, &context.pod, metrics.clone())
+        .context("cannot make a Kafka producer")?;
     sink.watch();
     let for_check = Arc::clone(&sink);
     context.health.probe(Kind::Readiness, "kafka", move || for_check.verdict());

@@ -15,7 +15,10 @@ use std::{collections::BTreeSet, time::Duration};
 use penstock_pipeline::{
     command::Context,
     config::ConsumerConfig,
-    kafka::transact::{self, Options, Stopped},
+    kafka::{
+        Connection,
+        transact::{self, Options, Stopped},
+    },
     live_file::{LiveFileError, LiveFileMetrics},
     projects,
 };
@@ -44,11 +47,12 @@ pub enum Error {
 
 /// Runs until it is told to stop.
 pub async fn serve(config: ConsumerConfig, context: Context) -> Result<(), Error> {
+    let Some(kafka) = Connection::open(&config.kafka, &context).await else { return Ok(()) };
     let projects = projects::open(&config.projects_file, &LiveFileMetrics::new(&context.metrics)).await?;
     let metrics = context.metrics.register(Metrics::register);
     let options = Options {
         component: config.identity.component,
-        kafka: config.kafka,
+        kafka,
         source: config.source,
         transaction: config.transaction,
         instance: context.pod,

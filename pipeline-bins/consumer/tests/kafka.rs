@@ -15,7 +15,7 @@ use std::{
 
 use cluster::{Cluster, TIMEOUT};
 use penstock_pipeline::{
-    config::{Admin, ConsumerConfig, Identity},
+    config::{Admin, ConsumerConfig, Identity, KafkaConnection},
     events::ingested::IngestedEvent,
 };
 use serde_json::json;
@@ -62,7 +62,7 @@ impl World {
                 component: "consumer-main".into(),
             },
             admin: Admin { listen: admin, stall_after_ms: 30_000 },
-            kafka: self.cluster.kafka.clone(),
+            kafka: KafkaConnection::plaintext(self.cluster.kafka.bootstrap_servers()),
             source: self.cluster.source(&self.captured),
             transaction: self.cluster.transaction(),
             sink: self.ingested.clone(),

@@ -2,10 +2,13 @@
 
 pub mod backoff;
 pub mod clickhouse;
+pub mod committed;
 pub mod dead_letters;
 pub mod filter;
 pub mod metrics;
 pub mod source;
+pub mod stalls;
+pub mod takeover;
 pub mod webhook;
 
 use std::{io, sync::Arc};

@@ -19,7 +19,7 @@ use rdkafka::{
 };
 
 use crate::{
-    clickhouse::plan::{Metadata, Origin, Plan},
+    committed::{Metadata, Origin},
     dead_letters::DeadLetters,
 };
 
@@ -91,7 +91,7 @@ pub fn observe(
             Offset::Offset(offset) => Some((offset, Metadata::parse(element.metadata()))),
             _ => None,
         };
-        if let Some((_, Metadata::Settled(was) | Metadata::Planned(Plan { origin: was, .. }))) = &committed
+        if let Some(was) = committed.as_ref().and_then(|(_, metadata)| metadata.origin())
             && was.topic_id == origin.topic_id
         {
             origin.first_partitions = origin.first_partitions.min(was.first_partitions);

@@ -8,8 +8,9 @@ use std::{
 };
 
 use penstock_pipeline::{
-    config::{KafkaConnection, Source, StartFrom},
+    config::{Source, StartFrom},
     kafka::{
+        Connection,
         client::{self, LogContext},
         poll::{Polled, PolledConsumer},
     },
@@ -114,7 +115,7 @@ fn a_batch_that_was_damaged_on_its_way_is_read_again() {
         producer.flush(Duration::from_secs(10)).expect("acknowledged");
     }
 
-    let kafka = KafkaConnection::plaintext(broker);
+    let kafka = Connection::plaintext(broker);
     let source = Source {
         topic: TOPIC.into(),
         group: "g".into(),
@@ -123,7 +124,7 @@ fn a_batch_that_was_damaged_on_its_way_is_read_again() {
         max_poll_interval_ms: 60_000,
     };
     let consumer: BaseConsumer<LogContext> =
-        client::consumer(&kafka, &source, "test").create_with_context(LogContext).expect("a consumer");
+        client::consumer(&kafka, &source, "test").create_with_context(kafka.context()).expect("a consumer");
     let mut start = TopicPartitionList::new();
     start.add_partition_offset(TOPIC, 0, Offset::Offset(0)).expect("an offset");
     consumer.assign(&start).expect("assigned");

@@ -16,7 +16,10 @@ use std::{collections::BTreeSet, time::Duration};
 use penstock_pipeline::{
     command::Context,
     config::TransformationConfig,
-    kafka::transact::{self, Options, Stopped},
+    kafka::{
+        Connection,
+        transact::{self, Options, Stopped},
+    },
 };
 
 use chain::Chain;
@@ -55,11 +58,12 @@ pub async fn serve(config: TransformationConfig, context: Context) -> Result<(),
     for (step, warnings) in chain.warnings() {
         tracing::warn!(step, "{warnings}");
     }
+    let Some(kafka) = Connection::open(&config.kafka, &context).await else { return Ok(()) };
     let metrics = context.metrics.register(|registry| metrics::Metrics::register(registry, chain.names()));
     let budget = Duration::from_millis(config.event_time_budget_ms);
     let options = Options {
         component: config.identity.component,
-        kafka: config.kafka,
+        kafka,
         source: config.source,
         transaction: config.transaction,
         instance: context.pod,

@@ -1,27 +1,36 @@
 //! Export into a ClickHouse table, exactly once.
 
 mod block;
+mod connection;
 mod driver;
 mod metrics;
-pub(crate) mod plan;
-pub(crate) mod protocol;
+mod pressure;
+mod protocol;
 mod row;
+mod servers;
 pub mod steps;
 mod table;
+mod token;
+mod topology;
 
 use std::{sync::Arc, time::Duration};
 
 use penstock_pipeline::{
     command::Context,
     config::{ClickHouseDestination, ExportConfig},
+    health::Kind,
+    kafka,
+    live_file::{self, LiveFileMetrics},
 };
-use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::{ExportError, backoff, filter::Filter};
+use connection::Credentials;
 use driver::Driver;
+use servers::Servers;
 use steps::Observer;
-use table::{Table, TableFacts};
+use table::TableFacts;
+use topology::Topology;
 
 /// Checks what parsing cannot know.
 pub fn check(destination: &ClickHouseDestination, config: &ExportConfig) -> Result<(), String> {
@@ -44,7 +53,7 @@ pub fn check(destination: &ClickHouseDestination, config: &ExportConfig) -> Resu
             .to_owned(),
         );
     }
-    Ok(())
+    topology::check(destination)
 }
 
 /// Runs until asked to stop.
@@ -55,14 +64,19 @@ pub async fn run(
     observer: Arc<dyn Observer>,
     context: Context,
 ) -> Result<(), ExportError> {
-    let Some(facts) = facts(&destination, &context).await else { return Ok(()) };
-    if !facts.remembers_tokens {
+    let Some(kafka) = kafka::Connection::open(&config.kafka, &context).await else { return Ok(()) };
+    let topology = Topology::new(&destination);
+    let Some(credentials) = credentials(&destination, &context).await else { return Ok(()) };
+    let servers = Servers::new(&destination, &credentials, &topology);
+    let Some(facts) = facts(&servers, &destination, &context).await else { return Ok(()) };
+    if facts.iter().any(|facts| !facts.remembers_tokens) {
         warn!(
             "the table has no deduplication window: two attempts of one insert that run at the same time would both \
              succeed; set non_replicated_deduplication_window"
         );
     }
-    let driver = Driver::new(config, &destination, facts, filter, observer, &context, Handle::current())?;
+    let driver =
+        Driver::new(config, &destination, (servers, topology, facts), filter, observer, kafka, &context)?;
     let (done, result) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("source".to_owned())
@@ -73,20 +87,41 @@ pub async fn run(
     result.await.unwrap_or(Err(ExportError::ThreadPanicked))
 }
 
-/// Looks at the table until it is there. `None`: asked to stop meanwhile.
-async fn facts(destination: &ClickHouseDestination, context: &Context) -> Option<TableFacts> {
-    let check = context.health.check(
-        penstock_pipeline::health::Kind::Readiness,
-        "table",
-        "the table was not seen yet",
-    );
-    let table = Table::new(destination);
+/// Reads the credentials, again and again until they can be used. `None`: asked to stop meanwhile.
+async fn credentials(destination: &ClickHouseDestination, context: &Context) -> Option<Credentials> {
+    let metrics = LiveFileMetrics::new(&context.metrics);
+    let check = context.health.check(Kind::Readiness, "clickhouse credentials", "they were not read yet");
+    loop {
+        match Credentials::open(destination, &metrics).await {
+            Ok(credentials) => {
+                check.pass();
+                return Some(credentials);
+            }
+            Err(error) => {
+                warn!(%error, "the credentials for ClickHouse cannot be used; looking again until they can");
+                check.fail(error.to_string());
+            }
+        }
+        tokio::select! {
+            () = context.shutdown.requested() => return None,
+            () = tokio::time::sleep(live_file::POLL_INTERVAL) => {}
+        }
+    }
+}
+
+/// Looks at the table on all servers until it is there. `None`: asked to stop meanwhile.
+async fn facts(
+    servers: &Servers,
+    destination: &ClickHouseDestination,
+    context: &Context,
+) -> Option<Vec<TableFacts>> {
+    let check = context.health.check(Kind::Readiness, "table", "the table was not seen yet");
     let mut failures = 0;
     loop {
-        match table.facts().await {
+        match servers.facts().await {
             Ok(facts) => {
                 check.pass();
-                info!(uuid = facts.uuid, "table found");
+                info!(?facts, "table found");
                 return Some(facts);
             }
             Err(error) => {

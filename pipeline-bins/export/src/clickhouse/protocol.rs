@@ -23,8 +23,10 @@
 //!   answer, any error, take-over) the table is asked which offsets of the range it has, also after a success: it may be
 //!   the success of a token that an earlier attempt left behind without its rows. The table is the truth; tokens only keep
 //!   two attempts that run at the same time from both succeeding.
-//! - The first blocks after a take-over are read back before they are inserted, until one is found to be absent: if the
-//!   committed offset was set back (by a stalled former owner, by hand, or because the group expired), what lies in
+//! - The first block after a take-over is read back before it is inserted. If some of it is there, nothing that was in the
+//!   log at the take-over is trusted to be absent: the committed offset was set back (by a stalled former owner, or because
+//!   the group expired). The same holds from the start when the offset was set by hand, because a plan may have
+//!   been lost with it. Where such a doubt ends is committed with each offset, so that it outlives its owner. What lies in
 //!   the table already is not inserted again.
 //! - Rows of one block may land in several table partitions, which the server commits one after the other: a block can be
 //!   there in part. Then only what is missing is sent, first under the token of the block: the server remembers tokens per
@@ -32,48 +34,11 @@
 //!   acknowledged and still does not show is sent under the token of a repair, and of another repair after that: a server
 //!   may remember a token whose part it lost.
 
-use super::plan::{Metadata, OffsetRange, Origin, Plan, Token};
-
-/// Counts the assignments of a partition to this process. What was begun under one epoch has no say in another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Epoch(pub u64);
-
-/// What is known about a partition when it is assigned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assignment {
-    /// Number of this assignment.
-    pub epoch: Epoch,
-    /// Number of the partition.
-    pub partition: i32,
-    /// The topic as it is now, with the number of partitions that the group first saw.
-    pub origin: Origin,
-    /// What the group has committed.
-    pub committed: Option<Committed>,
-    /// Offset of the oldest message that the partition still has.
-    pub log_start: i64,
-    /// Offset after the newest message.
-    pub log_end: i64,
-    /// Where to begin when nothing is committed.
-    pub start_at: StartAt,
-}
-
-/// An offset that the group has committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Offset of the next message.
-    pub offset: i64,
-    /// What was committed with it.
-    pub metadata: Metadata,
-}
-
-/// Where a partition without a committed offset begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartAt {
-    /// At the oldest message.
-    LogStart,
-    /// After the newest message; at the oldest of a partition that was added since the group began.
-    LogEnd,
-}
+use super::token::Token;
+use crate::{
+    committed::{Metadata, OffsetRange, Origin, Plan},
+    takeover::{self, Assignment, Beginning, Epoch, HoldReason},
+};
 
 /// A block that is complete: its bad rows lie in the dead-letter topic, acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,41 +146,6 @@ pub enum Action {
     Hold(HoldReason),
 }
 
-/// Why a partition stands still until a person has looked at it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HoldReason {
-    /// The committed offset is not in the partition.
-    #[error(
-        "the committed offset {offset} is outside of the partition's {log_start}..{log_end}: messages were deleted \
-         before they were exported, or the topic was recreated; reset the group's offset to go on"
-    )]
-    OutOfRange {
-        /// Committed offset, or the end of the plan.
-        offset: i64,
-        /// Oldest offset of the partition.
-        log_start: i64,
-        /// Offset after the newest message.
-        log_end: i64,
-    },
-    /// Another topic of the same name.
-    #[error(
-        "the topic was recreated: offsets are of topic id {committed}, the topic has {current}; reset the group's \
-         offsets to go on"
-    )]
-    TopicRecreated {
-        /// Id in the metadata of the group, or at assignment.
-        committed: String,
-        /// Id now.
-        current: String,
-    },
-    /// The plan in Kafka cannot be read.
-    #[error(
-        "the group's metadata is of a version that this one cannot read: run the version that wrote it until the export \
-         is idle"
-    )]
-    UnreadableMetadata,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Waiting for a block to be sealed. With a plan: for exactly its range.
@@ -241,74 +171,65 @@ enum Retry {
     ReadBack { plan: Plan, next: Token },
 }
 
+/// Which blocks are read back before their first insert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// The first one. If some of it is there, all that begin before this offset, where the log ended at the take-over.
+    First { log_end: i64 },
+    /// Those that begin before this offset.
+    Until(i64),
+    /// None.
+    No,
+}
+
 /// One assigned partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     epoch: Epoch,
     origin: Origin,
+    /// Of the plans that are made here.
+    topology: Option<String>,
     /// Offset that the group has committed.
     committed: i64,
     /// The next block, sealed while the last was under way.
     ready: Option<Sealed>,
-    /// Blocks are read back before their first insert.
-    verify: bool,
+    doubt: Doubt,
     /// Failures in a row of what is under way.
     failures: u32,
     state: State,
 }
 
 impl Partition {
-    /// Takes a partition over. The action is [`Action::Collect`], [`Action::CollectExactly`], [`Action::Commit`] (a first
-    /// position, from which is collected at the same time) or [`Action::Hold`].
-    pub fn assign(assignment: Assignment) -> (Self, Action) {
-        let Assignment { epoch, partition: number, origin, committed, log_start, log_end, start_at } =
-            assignment;
+    /// Takes a partition over. `topology` is the fingerprint of the servers among which rows are divided, if there are
+    /// several. The action is [`Action::Collect`], [`Action::CollectExactly`], [`Action::Commit`] (a first position, from
+    /// which is collected at the same time) or [`Action::Hold`].
+    pub fn assign(assignment: Assignment, topology: Option<String>) -> (Self, Action) {
+        let beginning = takeover::begin(&assignment);
+        let Assignment { epoch, origin, log_end, .. } = assignment;
         let mut partition = Self {
             epoch,
             origin,
-            committed: 0,
+            topology,
+            committed: beginning.offset(),
             ready: None,
-            verify: true,
+            doubt: Doubt::First { log_end },
             failures: 0,
             state: State::Collecting { planned: None },
         };
-        let Some(Committed { offset, metadata }) = committed else {
-            let start = match start_at {
-                StartAt::LogEnd if number < partition.origin.first_partitions => log_end,
-                StartAt::LogStart | StartAt::LogEnd => log_start,
-            };
-            partition.committed = start;
-            let action = partition.advance(start);
-            return (partition, action);
-        };
-        partition.committed = offset;
-        if let Metadata::Settled(was) | Metadata::Planned(Plan { origin: was, .. }) = &metadata
-            && was.topic_id != partition.origin.topic_id
+        if let Beginning::At { doubt: Some(doubt), .. } | Beginning::Planned { doubt: Some(doubt), .. } =
+            &beginning
         {
-            let reason = HoldReason::TopicRecreated {
-                committed: was.topic_id.clone(),
-                current: partition.origin.topic_id.clone(),
-            };
-            let action = partition.hold(reason);
-            return (partition, action);
+            partition.doubt = Doubt::Until(*doubt);
         }
-        let needed_end = match &metadata {
-            Metadata::Planned(plan) => plan.range.end(),
-            _ => offset,
-        };
-        if offset < log_start || needed_end > log_end {
-            let offset = if offset < log_start { offset } else { needed_end };
-            let action = partition.hold(HoldReason::OutOfRange { offset, log_start, log_end });
-            return (partition, action);
-        }
-        let action = match metadata {
-            Metadata::Foreign | Metadata::Settled(_) => Action::Collect,
-            Metadata::Planned(plan) if plan.range.start() == offset => {
+        let action = match beginning {
+            Beginning::First(offset) => partition.advance(offset),
+            Beginning::At { .. } => Action::Collect,
+            Beginning::Planned { plan, .. } => {
                 let range = plan.range;
                 partition.state = State::Collecting { planned: Some(plan) };
                 Action::CollectExactly(range)
             }
-            Metadata::Planned(_) | Metadata::Unreadable => partition.hold(HoldReason::UnreadableMetadata),
+            Beginning::Held { reason, .. } => partition.hold(reason),
         };
         (partition, action)
     }
@@ -316,6 +237,11 @@ impl Partition {
     /// The assignment that this is.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The topic whose offsets it counts.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// Offset that the group has committed, as far as this owner knows; where collecting begins at assignment.
@@ -346,13 +272,13 @@ impl Partition {
     pub fn unsettled_advance(&self) -> Option<(i64, Metadata)> {
         match &self.state {
             State::Advancing { to } | State::Pausing { then: Retry::Advance(to) } => {
-                Some((*to, self.settled()))
+                Some((*to, self.settled(*to)))
             }
             // The next plan travels with the move; without an insert behind it, the plan can be left out.
             State::Planning { plan } | State::Pausing { then: Retry::Plan(plan) }
                 if plan.range.start() > self.committed =>
             {
-                Some((plan.range.start(), self.settled()))
+                Some((plan.range.start(), self.settled(plan.range.start())))
             }
             _ => None,
         }
@@ -370,9 +296,11 @@ impl Partition {
             return Action::Nothing;
         }
         match input {
-            Input::TopicId(current) if current != self.origin.topic_id => {
-                return self
-                    .hold(HoldReason::TopicRecreated { committed: self.origin.topic_id.clone(), current });
+            Input::TopicId(current) => {
+                return match takeover::recreated(&self.origin, &current) {
+                    Some(reason) => self.hold(reason),
+                    None => Action::Nothing,
+                };
             }
             Input::OutOfRange { offset, log_start, log_end } => {
                 return self.hold(HoldReason::OutOfRange { offset, log_start, log_end });
@@ -406,7 +334,7 @@ impl Partition {
             (State::Planning { plan }, Input::Committed) => {
                 self.failures = 0;
                 self.committed = plan.range.start();
-                if self.verify {
+                if self.doubts(&plan) {
                     self.read_back(plan, Token::Block, true)
                 } else {
                     self.insert(plan, Content::Whole, Token::Block, true)
@@ -426,13 +354,19 @@ impl Partition {
                 self.pause(Retry::ReadBack { plan, next: token })
             }
 
-            (State::ReadingBack { plan, .. }, Input::ReadBack(Found { missing: 0, .. })) => {
+            (
+                State::ReadingBack { plan, before_first_insert, .. },
+                Input::ReadBack(found @ Found { missing: 0, .. }),
+            ) => {
+                if before_first_insert {
+                    self.learn(found);
+                }
                 self.finish(&plan, now_ms)
             }
             (State::ReadingBack { plan, next, before_first_insert }, Input::ReadBack(found)) => {
                 let content = if found.present == 0 { Content::Whole } else { Content::Missing };
-                if before_first_insert && found.present == 0 {
-                    self.verify = false;
+                if before_first_insert {
+                    self.learn(found);
                 }
                 self.insert(plan, content, next, false)
             }
@@ -458,8 +392,32 @@ impl Partition {
         }
     }
 
-    fn settled(&self) -> Metadata {
-        Metadata::Settled(self.origin.clone())
+    /// Whether rows of the block may be in the table though no plan says so.
+    fn doubts(&self, plan: &Plan) -> bool {
+        match self.doubt {
+            Doubt::First { .. } => true,
+            Doubt::Until(end) => plan.range.start() < end,
+            Doubt::No => false,
+        }
+    }
+
+    /// What the read-back of a block that was never inserted by this owner says about those behind it.
+    fn learn(&mut self, found: Found) {
+        if let Doubt::First { log_end } = self.doubt {
+            self.doubt = if found.present == 0 { Doubt::No } else { Doubt::Until(log_end) };
+        }
+    }
+
+    /// The doubt to commit with an offset.
+    fn doubt_at(&self, offset: i64) -> Option<i64> {
+        match self.doubt {
+            Doubt::Until(end) => Some(end).filter(|&end| end > offset),
+            Doubt::First { .. } | Doubt::No => None,
+        }
+    }
+
+    fn settled(&self, offset: i64) -> Metadata {
+        Metadata::Settled { origin: self.origin.clone(), doubt: self.doubt_at(offset) }
     }
 
     /// Begins the block that is ready, if there is one.
@@ -467,9 +425,12 @@ impl Partition {
         match self.ready.take() {
             None => Action::Collect,
             Some(Sealed { range, rows: 0 }) => self.advance(range.end()),
-            Some(Sealed { range, .. }) => {
-                self.plan(Plan { origin: self.origin.clone(), range, made_at_ms: now_ms })
-            }
+            Some(Sealed { range, .. }) => self.plan(Plan {
+                origin: self.origin.clone(),
+                range,
+                made_at_ms: now_ms,
+                topology: self.topology.clone(),
+            }),
         }
     }
 
@@ -483,14 +444,16 @@ impl Partition {
     }
 
     fn plan(&mut self, plan: Plan) -> Action {
-        let action = Action::Commit { offset: plan.range.start(), metadata: Metadata::Planned(plan.clone()) };
+        let offset = plan.range.start();
+        let metadata = Metadata::Planned { plan: plan.clone(), doubt: self.doubt_at(offset) };
+        let action = Action::Commit { offset, metadata };
         self.state = State::Planning { plan };
         action
     }
 
     fn advance(&mut self, to: i64) -> Action {
         self.state = State::Advancing { to };
-        Action::Commit { offset: to, metadata: self.settled() }
+        Action::Commit { offset: to, metadata: self.settled(to) }
     }
 
     fn insert(&mut self, plan: Plan, content: Content, token: Token, believe: bool) -> Action {

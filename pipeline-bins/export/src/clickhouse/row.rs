@@ -28,6 +28,8 @@ pub struct RowFacts {
     pub timestamp_us: i64,
     /// Year and month of `timestamp`: the table partition, `year * 100 + month`.
     pub month: u32,
+    /// Index of the server that gets the row.
+    pub server: u16,
 }
 
 /// Why a message is no row. The display is for the dead letter: no values of the event in it.
@@ -97,8 +99,14 @@ pub fn write_header(out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the row of `message` to `out`. On an error `out` is as before.
-pub fn write_row(out: &mut Vec<u8>, message: &[u8], place: Place<'_>) -> Result<RowFacts, RowError> {
+/// Appends the row of `message` to `out`. On an error `out` is as before. `server_of` says which server gets the rows of a
+/// `distinct_id`.
+pub fn write_row(
+    out: &mut Vec<u8>,
+    message: &[u8],
+    place: Place<'_>,
+    server_of: impl FnOnce(&str) -> u16,
+) -> Result<RowFacts, RowError> {
     let fields: Fields<'_> =
         serde_json::from_slice(message).map_err(|error| RowError::Malformed(without_values(&error)))?;
 
@@ -144,7 +152,11 @@ pub fn write_row(out: &mut Vec<u8>, message: &[u8], place: Place<'_>) -> Result<
     write_string(out, place.topic_id);
     out.put_u64_le(u64::try_from(place.partition).unwrap_or_default());
     out.put_u64_le(u64::try_from(place.offset).unwrap_or_default());
-    Ok(RowFacts { timestamp_us: timestamp.microseconds, month: timestamp.month })
+    Ok(RowFacts {
+        timestamp_us: timestamp.microseconds,
+        month: timestamp.month,
+        server: server_of(&fields.distinct_id),
+    })
 }
 
 /// UUID of the event of a row that [`write_row`] wrote: its first column.
@@ -311,14 +323,14 @@ mod tests {
 
     fn row_of(event: &IngestedEvent) -> Result<(Vec<u8>, RowFacts), RowError> {
         let mut out = Vec::new();
-        let facts = write_row(&mut out, &serde_json::to_vec(event).unwrap(), place())?;
+        let facts = write_row(&mut out, &serde_json::to_vec(event).unwrap(), place(), |_| 1)?;
         Ok((out, facts))
     }
 
     #[test]
     fn a_row_has_the_bytes_that_row_binary_asks_for() {
         let (row, facts) = row_of(&event()).unwrap();
-        assert_eq!(facts, RowFacts { timestamp_us: 1_795_351_372_976_140, month: 202_611 });
+        assert_eq!(facts, RowFacts { timestamp_us: 1_795_351_372_976_140, month: 202_611, server: 1 });
         assert_eq!(uuid_of(&row).unwrap().to_string(), event().uuid);
         let mut expected = Vec::new();
         expected.extend([0x2b, 0x7e, 0x1a, 0x7c, 0xd2, 0xf3, 0x90, 0x01]);
@@ -391,7 +403,7 @@ mod tests {
             b"{\"uuid\":\"a\",\"uuid\":\"b\"}",
             b"{\"uuid\":\"\\ud800\"}",
         ] {
-            assert!(matches!(write_row(&mut out, message, place()), Err(RowError::Malformed(_))));
+            assert!(matches!(write_row(&mut out, message, place(), |_| 0), Err(RowError::Malformed(_))));
         }
         assert_eq!(out, [1, 2, 3]);
     }
@@ -399,9 +411,10 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_missing_and_quotes_no_value() {
         let mut out = Vec::new();
-        let missing = write_row(&mut out, b"{\"uuid\":\"a\"}", place()).unwrap_err().to_string();
+        let missing = write_row(&mut out, b"{\"uuid\":\"a\"}", place(), |_| 0).unwrap_err().to_string();
         assert!(missing.contains("field event is missing"), "{missing}");
-        let secret = write_row(&mut out, b"{\"uuid\":\"a\",\"team_id\":\"hunter2\"}", place()).unwrap_err();
+        let secret =
+            write_row(&mut out, b"{\"uuid\":\"a\",\"team_id\":\"hunter2\"}", place(), |_| 0).unwrap_err();
         assert!(!secret.to_string().contains("hunter2"), "{secret}");
     }
 

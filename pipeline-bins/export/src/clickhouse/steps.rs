@@ -5,12 +5,20 @@ use std::fmt;
 /// A moment in the life of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Moment {
+    /// The partition was taken over; nothing is read yet.
+    Assigned,
+    /// A dead letter is acknowledged, and its block may not be complete.
+    DeadLetterKept,
     /// Its dead letters are acknowledged; nothing else has happened.
     Sealed,
     /// Its plan lies in Kafka.
     Planned,
     /// The server has acknowledged the insert; Kafka does not know yet.
     Inserted,
+    /// The insert failed, or nobody knows.
+    InsertUnclear,
+    /// A commit failed, or nobody knows.
+    CommitFailed,
     /// The table has been read back.
     ReadBack,
     /// Its end is committed.
@@ -19,7 +27,8 @@ pub enum Moment {
 
 /// Is told of every moment, on the thread that runs the protocol and before it goes on.
 pub trait Observer: Send + Sync {
-    /// `moment` has come for the block of `partition` that begins or, for [`Moment::Advanced`], ends at `offset`.
+    /// `moment` has come for the block of `partition` that begins or, for [`Moment::Advanced`], ends at `offset`; for
+    /// [`Moment::DeadLetterKept`] it is that of the message.
     fn at(&self, moment: Moment, partition: i32, offset: i64);
 }
 

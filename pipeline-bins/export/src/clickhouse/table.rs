@@ -3,13 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
-use clickhouse::{Client, Compression, error::Error};
+use clickhouse::error::Error;
 use penstock_pipeline::config::ClickHouseDestination;
 
-use super::{block::Block, row};
+use super::{connection::Connection, row};
+use crate::committed::OffsetRange;
 
 /// Most bytes of one compressed chunk of an insert.
-const CHUNK_BYTES: usize = 256 << 10;
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// UUIDs that one query names: 40 bytes each, and a query is at most 256 KiB (`max_query_size`).
+const UUIDS_OF_A_QUERY: usize = 5000;
 
 /// Errors of ClickHouse after which the same insert may succeed: of the network, of a busy or starting server, of Keeper.
 /// The last is ours: the same block is being inserted by an earlier attempt that still runs.
@@ -34,6 +38,14 @@ impl TableError {
     /// Whether somebody has to do something.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_))
+    }
+
+    /// The same, with the name of the server.
+    pub fn of(self, url: &str) -> Self {
+        match self {
+            Self::Passing(text) => Self::Passing(format!("{url}: {text}")),
+            Self::Refused(text) => Self::Refused(format!("{url}: {text}")),
+        }
     }
 }
 
@@ -86,34 +98,29 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// What was found out about the table at the start and after each refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableFacts {
-    /// UUID of the table.
-    pub uuid: String,
+    /// What tells this table from every other one: its UUID, or where replicas keep what they share.
+    pub identity: String,
     /// Whether the server remembers the tokens of inserts.
     pub remembers_tokens: bool,
 }
 
-/// Rows of a block that the table lacks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Missing {
-    /// Their offsets.
-    pub offsets: BTreeSet<i64>,
-}
-
-/// Where a block comes from.
+/// Which rows to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockSource {
+pub struct Wanted {
     /// Id of the topic.
     pub topic_id: String,
     /// Partition.
     pub partition: i32,
-    /// Query id of the block's inserts.
-    pub query_id: String,
+    /// Offsets.
+    pub range: OffsetRange,
+    /// Least and greatest `timestamp` of the rows, microseconds since 1970.
+    pub timestamps_us: (i64, i64),
 }
 
 /// A table that takes blocks.
 #[derive(Clone)]
 pub struct Table {
-    client: Client,
+    connection: Connection,
     database: String,
     table: String,
     timeout: Duration,
@@ -121,13 +128,9 @@ pub struct Table {
 
 impl Table {
     /// The table of an export. Connects to nothing yet.
-    pub fn new(destination: &ClickHouseDestination) -> Self {
-        let client = Client::default()
-            .with_url(&destination.url)
-            .with_compression(Compression::Lz4)
-            .with_product_info("penstock-export", env!("CARGO_PKG_VERSION"));
+    pub fn new(destination: &ClickHouseDestination, connection: Connection) -> Self {
         Self {
-            client,
+            connection,
             database: destination.database.clone(),
             table: destination.table.clone(),
             timeout: Duration::from_millis(destination.insert_timeout_ms.into()),
@@ -137,13 +140,19 @@ impl Table {
     /// Reads what must be known about the table.
     pub async fn facts(&self) -> Result<TableFacts, TableError> {
         let query = self
-            .client
-            .query("SELECT toString(uuid), engine_full FROM system.tables WHERE database = ? AND name = ?")
+            .connection
+            .client()
+            .query(
+                "SELECT toString(uuid), engine_full, ifNull((SELECT any(zookeeper_path) FROM system.replicas \
+                 WHERE database = ? AND table = ?), '') FROM system.tables WHERE database = ? AND name = ?",
+            )
             .bind(&self.database)
             .bind(&self.table)
-            .fetch_optional::<(String, String)>();
+            .bind(&self.database)
+            .bind(&self.table)
+            .fetch_optional::<(String, String, String)>();
         let found = self.in_time(query).await?;
-        let Some((uuid, engine_full)) = found else {
+        let Some((uuid, engine_full, shared_path)) = found else {
             return Err(TableError::Refused(format!(
                 "there is no table {}.{}, or it may not be seen",
                 self.database, self.table
@@ -154,7 +163,9 @@ impl Table {
             || engine_full
                 .split_once("non_replicated_deduplication_window = ")
                 .is_some_and(|(_, rest)| !rest.starts_with('0'));
-        Ok(TableFacts { uuid, remembers_tokens })
+        // The UUIDs of replicas may differ, and what one of them remembers all of them do.
+        let identity = if shared_path.is_empty() { uuid } else { shared_path };
+        Ok(TableFacts { identity, remembers_tokens })
     }
 
     /// Inserts these rows, in RowBinary, under a token. A success is an acknowledgement of all of them; after an error
@@ -173,7 +184,8 @@ impl Table {
             columns.join(", ")
         );
         let mut insert = self
-            .client
+            .connection
+            .client()
             .insert_formatted_with(sql)
             .with_timeouts(Some(self.timeout), Some(self.timeout))
             .with_setting("query_id", query_id)
@@ -206,20 +218,12 @@ impl Table {
         self.in_time(send).await
     }
 
-    /// Which rows of `block` the table does not have. Asked under the query id of the inserts: as long as an earlier attempt
-    /// runs on the server there is no answer, so that none can end between the answer and the next attempt. With `allow_folded`, a row counts as there when its event is there
-    /// under another offset.
-    pub async fn missing(
-        &self,
-        block: &Block,
-        source: &BlockSource,
-        allow_folded: bool,
-    ) -> Result<Missing, TableError> {
-        let Some((least, greatest)) = block.timestamps_us else {
-            return Ok(Missing::default());
-        };
+    /// Which of the wanted offsets the table has. Asked under the query id of the inserts: as long as an earlier attempt runs
+    /// on the server there is no answer, so that none can end between the answer and the next attempt.
+    pub async fn present(&self, wanted: &Wanted, query_id: &str) -> Result<BTreeSet<i64>, TableError> {
         let query = self
-            .client
+            .connection
+            .client()
             .query(&format!(
                 "SELECT DISTINCT _offset FROM {}.{} WHERE _topic_id = ? AND _partition = ? \
                  AND _offset BETWEEN ? AND ? \
@@ -227,38 +231,30 @@ impl Table {
                 quoted(&self.database),
                 quoted(&self.table),
             ))
-            .bind(&source.topic_id)
-            .bind(source.partition)
-            .bind(block.range.start())
-            .bind(block.range.end() - 1)
-            .bind(least)
-            .bind(greatest)
-            .with_setting("query_id", &source.query_id)
+            .bind(&wanted.topic_id)
+            .bind(wanted.partition)
+            .bind(wanted.range.start())
+            .bind(wanted.range.end() - 1)
+            .bind(wanted.timestamps_us.0)
+            .bind(wanted.timestamps_us.1)
+            .with_setting("query_id", query_id)
             .fetch_all::<u64>();
-        let present: BTreeSet<i64> =
-            self.in_time(query).await?.into_iter().filter_map(|offset| i64::try_from(offset).ok()).collect();
-        let mut offsets: BTreeSet<i64> = block.offsets().filter(|offset| !present.contains(offset)).collect();
-        if allow_folded && !offsets.is_empty() {
-            let folded = self.folded(block, &offsets, (least, greatest)).await?;
-            offsets.retain(|offset| !folded.contains(offset));
-        }
-        Ok(Missing { offsets })
+        let found = self.in_time(query).await?;
+        Ok(found.into_iter().filter_map(|offset| i64::try_from(offset).ok()).collect())
     }
 
-    /// Which of these rows' events the table has, at whatever offset.
-    async fn folded(
+    /// Which of these events the table has, at whatever offset.
+    pub async fn present_events(
         &self,
-        block: &Block,
-        offsets: &BTreeSet<i64>,
-        (least, greatest): (i64, i64),
-    ) -> Result<BTreeSet<i64>, TableError> {
-        let uuids: Vec<(i64, uuid::Uuid)> =
-            offsets.iter().copied().zip(block.rows_at(offsets).into_iter().map(|(uuid, _)| uuid)).collect();
-        let mut folded = BTreeSet::new();
-        for part in uuids.chunks(10_000) {
-            let texts: Vec<String> = part.iter().map(|(_, uuid)| uuid.to_string()).collect();
+        uuids: &[uuid::Uuid],
+        timestamps_us: (i64, i64),
+    ) -> Result<BTreeSet<uuid::Uuid>, TableError> {
+        let mut present = BTreeSet::new();
+        for part in uuids.chunks(UUIDS_OF_A_QUERY) {
+            let texts: Vec<String> = part.iter().map(ToString::to_string).collect();
             let query = self
-                .client
+                .connection
+                .client()
                 .query(&format!(
                     "SELECT DISTINCT toString(uuid) FROM {}.{} WHERE uuid IN (SELECT arrayJoin(?)::UUID) \
                      AND timestamp BETWEEN fromUnixTimestamp64Micro(?) AND fromUnixTimestamp64Micro(?)",
@@ -266,17 +262,13 @@ impl Table {
                     quoted(&self.table),
                 ))
                 .bind(texts)
-                .bind(least)
-                .bind(greatest)
+                .bind(timestamps_us.0)
+                .bind(timestamps_us.1)
                 .fetch_all::<String>();
-            let present: BTreeSet<String> = self.in_time(query).await?.into_iter().collect();
-            folded.extend(
-                part.iter()
-                    .filter(|(_, uuid)| present.contains(&uuid.to_string()))
-                    .map(|(offset, _)| *offset),
-            );
+            let found = self.in_time(query).await?;
+            present.extend(found.iter().filter_map(|text| uuid::Uuid::try_parse(text).ok()));
         }
-        Ok(folded)
+        Ok(present)
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, TableError> {

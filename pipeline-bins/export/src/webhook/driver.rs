@@ -14,11 +14,10 @@ use std::{
 
 use penstock_pipeline::{
     command::Context,
-    config::{ExportConfig, RetryConfig, StartFrom},
+    config::{ExportConfig, RetryConfig},
     health::{Check, Heartbeat, Kind},
     kafka::{
-        Message, client,
-        client::LogContext,
+        Connection, Message, client,
         poll::{Polled, PolledConsumer},
     },
     lifecycle::Shutdown,
@@ -38,14 +37,13 @@ use super::{
 };
 use crate::{
     ExportError,
-    clickhouse::{
-        plan::{Metadata, Origin},
-        protocol::{Assignment, Committed, Epoch, HoldReason, Partition, StartAt},
-    },
+    committed::{Metadata, Origin},
     dead_letters::{DeadLetters, Kept},
     filter::Filter,
     metrics::SourceMetrics,
     source::{self, SourceConsumer, TopicNow},
+    stalls::{self, Progress},
+    takeover::{self, Beginning, Epoch, HoldReason, TakeOver},
 };
 
 /// Bytes of events in memory.
@@ -70,7 +68,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 struct Resolved {
     partition: i32,
-    epoch: u64,
+    epoch: Epoch,
     offset: i64,
 }
 
@@ -83,12 +81,29 @@ struct UnderWay {
 
 #[derive(Debug)]
 struct Assigned {
-    epoch: u64,
+    epoch: Epoch,
+    /// The topic that its offsets count.
+    origin: Origin,
     water: LowWater,
     committed: i64,
     held: Option<HoldReason>,
     paused: bool,
     deliveries: BTreeMap<i64, UnderWay>,
+    /// When an event of it was last resolved, or when nothing waited.
+    last_progress: Instant,
+}
+
+impl Assigned {
+    /// Stands still if the topic is another one than that whose offsets these are: librdkafka goes on in a topic that was
+    /// made anew, at an offset that means nothing in it.
+    fn compare(&mut self, partition: i32, topic_id: &str) {
+        if self.held.is_none()
+            && let Some(why) = takeover::recreated(&self.origin, topic_id)
+        {
+            error!(partition, reason = %why, "partition held");
+            self.held = Some(why);
+        }
+    }
 }
 
 /// The thread's state.
@@ -106,41 +121,35 @@ pub struct Driver {
     metrics: SourceMetrics,
     window: usize,
     partitions: BTreeMap<i32, Assigned>,
-    origin: Origin,
+    take_over: TakeOver,
     topic_now: Receiver<TopicNow>,
     /// Ends of partitions, as last looked at.
     ends: BTreeMap<i32, i64>,
-    last_epoch: u64,
     resolved: Receiver<Resolved>,
     resolve: Sender<Resolved>,
     held_bytes: usize,
     under_pressure: bool,
     stopping: bool,
-    last_progress: Instant,
 }
 
 impl Driver {
-    /// Prepares everything; connects when run.
+    /// Prepares everything; connects when run. Call it inside a runtime, which is the one that requests are made in.
     pub fn new(
         config: ExportConfig,
         retry: RetryConfig,
         concurrency: usize,
         filter: Option<Arc<Filter>>,
         endpoint: Endpoint,
+        kafka: Connection,
         context: &Context,
-        runtime: Handle,
     ) -> Result<Self, ExportError> {
-        let consumer = client::consumer(&config.kafka, &config.source, &context.pod)
-            .create_with_context(LogContext)
+        let consumer = client::consumer(&kafka, &config.source, &context.pod)
+            .create_with_context(kafka.context())
             .map_err(ExportError::Kafka)?;
         let consumer = PolledConsumer::new(consumer).ok_or(ExportError::NoQueue)?;
-        let dead_letters = DeadLetters::new(
-            &config.kafka,
-            &config.dead_letter,
-            &config.identity.component,
-            &config.source.topic,
-        )
-        .map_err(ExportError::Kafka)?;
+        let dead_letters =
+            DeadLetters::new(kafka, &config.dead_letter, &config.identity.component, &config.source.topic)
+                .map_err(ExportError::Kafka)?;
         let metrics = SourceMetrics::new(&context.metrics, &config.source.topic);
         let delivery_metrics = DeliveryMetrics::default();
         let attempt_seconds = Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]);
@@ -167,6 +176,7 @@ impl Driver {
         });
         let (resolve, resolved) = channel();
         let (tell, topic_now) = channel();
+        let runtime = Handle::current();
         runtime.spawn(source::watch(
             delivery.dead_letters.clone(),
             config.source.topic.clone(),
@@ -194,16 +204,14 @@ impl Driver {
             metrics,
             window: (concurrency * WINDOW_PER_SLOT).max(LEAST_WINDOW),
             partitions: BTreeMap::new(),
-            origin: Origin { topic_id: String::new(), first_partitions: 1 },
+            take_over: TakeOver::default(),
             topic_now,
             ends: BTreeMap::new(),
-            last_epoch: 0,
             resolved,
             resolve,
             held_bytes: 0,
             under_pressure: false,
             stopping: false,
-            last_progress: Instant::now(),
             config,
         })
     }
@@ -306,24 +314,18 @@ impl Driver {
             self.held_bytes = self.held_bytes.saturating_sub(ended.bytes);
         }
         assigned.water.resolve(resolved.offset);
-        self.last_progress = Instant::now();
+        assigned.last_progress = Instant::now();
     }
 
-    /// librdkafka goes on in a topic that was made anew, at an offset that means nothing in it.
     fn take_topic(&mut self, now: TopicNow) {
+        self.compare_topic_id(&now.id);
         self.ends = now.ends;
-        if self.partitions.is_empty() || now.id == self.origin.topic_id {
-            return;
-        }
+    }
+
+    /// Holds the partitions that count another topic.
+    fn compare_topic_id(&mut self, id: &str) {
         for (&partition, assigned) in &mut self.partitions {
-            if assigned.held.is_none() {
-                let why = HoldReason::TopicRecreated {
-                    committed: self.origin.topic_id.clone(),
-                    current: now.id.clone(),
-                };
-                error!(partition, reason = %why, "partition held");
-                assigned.held = Some(why);
-            }
+            assigned.compare(partition, id);
         }
     }
 
@@ -368,11 +370,12 @@ impl Driver {
         if mark <= assigned.committed || assigned.held.is_some() || self.consumer.client().assignment_lost() {
             return;
         }
+        let metadata = Metadata::Settled { origin: assigned.origin.clone(), doubt: None };
         let mut list = TopicPartitionList::with_capacity(1);
         let topic = &self.config.source.topic;
         let result = list.add_partition_offset(topic, partition, Offset::Offset(mark)).and_then(|()| {
             if let Some(mut element) = list.find_partition(topic, partition) {
-                element.set_metadata(Metadata::Settled(self.origin.clone()).to_string());
+                element.set_metadata(metadata.to_string());
             }
             self.consumer.client().commit(&list, CommitMode::Sync)
         });
@@ -382,119 +385,99 @@ impl Driver {
                 self.kafka_trouble = None;
                 self.metrics.committed(partition, mark);
             }
-            Err(error) => warn!(partition, mark, %error, "a commit failed; trying again"),
+            Err(error) => {
+                warn!(partition, mark, %error, "a commit failed; trying again");
+                self.metrics.failure("commit");
+                self.kafka_trouble =
+                    Some(format!("offset {mark} of partition {partition} was not committed: {error}"));
+            }
         }
     }
 
     fn tell(&mut self) {
         let name = std::ffi::CString::new(self.config.source.topic.as_str()).unwrap_or_default();
-        let (mut lag, mut held, mut reason) = (0, 0, None);
-        for (&partition, assigned) in &self.partitions {
-            if let Some(why) = &assigned.held {
-                held += 1;
-                reason = Some(format!("partition {partition} is held: {why}"));
-            }
+        let mut all = Vec::with_capacity(self.partitions.len());
+        let mut held = 0;
+        for (&partition, assigned) in &mut self.partitions {
             let fetched = self.consumer.known_watermarks(&name, partition).map(|(_, end)| end);
-            if let Some(end) = fetched.max(self.ends.get(&partition).copied()) {
-                let behind = (end - assigned.committed.max(assigned.water.mark())).max(0);
-                self.metrics.lag(partition, behind);
-                lag += behind;
+            let end = fetched.max(self.ends.get(&partition).copied());
+            let mark = assigned.committed.max(assigned.water.mark());
+            let lag = end.map_or(0, |end| (end - mark).max(0));
+            if end.is_some() {
+                self.metrics.lag(partition, lag);
             }
+            if lag == 0 {
+                assigned.last_progress = Instant::now();
+            }
+            held += i64::from(assigned.held.is_some());
+            all.push(Progress {
+                partition,
+                lag,
+                still_for: assigned.last_progress.elapsed(),
+                held: assigned.held.as_ref().map(ToString::to_string),
+                is_refused: false,
+                waits_for_something: !assigned.deliveries.is_empty() || assigned.paused,
+            });
         }
         self.metrics.held_partitions.set(held);
-        if lag == 0 {
-            self.last_progress = Instant::now();
-        }
+        let trouble = self.delivery.last_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble =
+            trouble.or_else(|| self.kafka_trouble.as_ref().map(|reason| format!("Kafka: {reason}")));
         let stall = Duration::from_millis(self.config.admin.stall_after_ms);
-        let is_explained = held > 0
-            || self.kafka_trouble.is_some()
-            || self.partitions.values().any(|assigned| !assigned.deliveries.is_empty());
-        if self.last_progress.elapsed() > stall && !is_explained {
-            self.alive
-                .fail(format!("{lag} messages wait, none is taken, and nothing is known to be in the way"));
-        } else {
-            self.alive.pass();
+        let verdicts = stalls::verdicts(&all, stall, trouble.as_deref());
+        match verdicts.alive {
+            Ok(()) => self.alive.pass(),
+            Err(reason) => self.alive.fail(reason),
         }
-        match reason {
-            Some(reason) => self.progress.fail(reason),
-            None if lag > 0 && self.last_progress.elapsed() > stall => {
-                let trouble =
-                    self.delivery.last_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let trouble = trouble.or_else(|| self.kafka_trouble.clone());
-                let trouble = trouble.unwrap_or_else(|| "no trouble was reported".to_owned());
-                self.progress
-                    .fail(format!("{lag} messages wait and nothing was delivered for {stall:?}; {trouble}"));
-            }
-            None => self.progress.pass(),
+        match verdicts.ready {
+            Ok(()) => self.progress.pass(),
+            Err(reason) => self.progress.fail(reason),
         }
     }
 
     fn assign(&mut self, partitions: &[i32]) -> Result<(), ExportError> {
-        let observed = self.observe(partitions)?;
-        let start_at = match self.config.source.start_from {
-            StartFrom::Earliest => StartAt::LogStart,
-            StartFrom::Latest => StartAt::LogEnd,
-        };
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for one in observed {
-            self.last_epoch += 1;
-            let is_new = one.committed.is_none();
-            let (start, _) = Partition::assign(Assignment {
-                epoch: Epoch(self.last_epoch),
-                partition: one.partition,
-                origin: self.origin.clone(),
-                committed: one.committed.map(|(offset, metadata)| Committed { offset, metadata }),
-                log_start: one.log_start,
-                log_end: one.log_end,
-                start_at,
-            });
-            if let Some(reason) = start.held() {
-                error!(partition = one.partition, %reason, "partition held");
+        let taken = self.take_over.observe(
+            &self.consumer,
+            &self.config.source,
+            partitions,
+            &self.stop,
+            &self.heart,
+        )?;
+        // Partitions that are here already and count another topic are held.
+        self.compare_topic_id(&taken.topic_id);
+        let mut positions = Vec::with_capacity(partitions.len());
+        for assignment in taken.assignments {
+            let partition = assignment.partition;
+            let beginning = takeover::begin(&assignment);
+            let start = beginning.offset();
+            // A first position is written down, so that it is the same after a crash.
+            let committed = if matches!(beginning, Beginning::First(_)) { -1 } else { start };
+            let held = match beginning {
+                Beginning::Held { reason, .. } => Some(reason),
+                _ => None,
+            };
+            if let Some(reason) = &held {
+                error!(partition, %reason, "partition held");
             }
-            let position =
-                if start.held().is_some() { Offset::End } else { Offset::Offset(start.committed()) };
-            list.add_partition_offset(&self.config.source.topic, one.partition, position)
-                .map_err(ExportError::Kafka)?;
+            positions.push((partition, held.is_none().then_some(start)));
             let assigned = Assigned {
-                epoch: self.last_epoch,
-                water: LowWater::new(start.committed()),
-                // A first position is written down, so that it is the same after a crash.
-                committed: if is_new { -1 } else { start.committed() },
-                held: start.held().cloned(),
+                epoch: assignment.epoch,
+                origin: assignment.origin,
+                water: LowWater::new(start),
+                committed,
+                held,
                 paused: false,
                 deliveries: BTreeMap::new(),
+                last_progress: Instant::now(),
             };
-            self.partitions.insert(one.partition, assigned);
+            self.partitions.insert(partition, assigned);
         }
-        self.consumer.client().incremental_assign(&list).map_err(ExportError::Kafka)?;
-        // A pause outlives the assignment that it was made in.
-        self.consumer.client().resume(&list).map_err(ExportError::Kafka)?;
-        info!(?partitions, topic_id = self.origin.topic_id, "partitions assigned");
+        takeover::assign(&self.consumer, &self.config.source.topic, &positions)?;
+        info!(?partitions, topic_id = taken.topic_id, "partitions assigned");
         self.relieve();
-        self.last_progress = Instant::now();
         self.commit_all();
         self.tell();
         Ok(())
-    }
-
-    /// Asks until the brokers answer; a process that never learns what it was given gives it back by leaving.
-    fn observe(&mut self, partitions: &[i32]) -> Result<Vec<source::Observed>, ExportError> {
-        let patience = Duration::from_millis(self.config.source.max_poll_interval_ms.into()) / 2;
-        let begun = Instant::now();
-        loop {
-            match source::observe(&self.consumer, &self.config.source.topic, partitions) {
-                Ok((origin, observed)) => {
-                    self.origin = origin;
-                    return Ok(observed);
-                }
-                Err(error) if begun.elapsed() < patience && !self.stop.is_requested() => {
-                    warn!(%error, "cannot look at the assigned partitions yet");
-                    self.heart.beat();
-                    std::thread::sleep(Duration::from_millis(500));
-                }
-                Err(error) => return Err(ExportError::Source(error)),
-            }
-        }
     }
 
     fn revoke(&mut self, partitions: &[i32]) -> Result<(), ExportError> {
@@ -565,5 +548,37 @@ impl Driver {
         let why = HoldReason::OutOfRange { offset: assigned.water.end(), log_start, log_end };
         error!(partition, reason = %why, "partition held");
         assigned.held = Some(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(topic_id: &str) -> Assigned {
+        Assigned {
+            epoch: Epoch(1),
+            origin: Origin { topic_id: topic_id.into(), first_partitions: 1 },
+            water: LowWater::new(10),
+            committed: 10,
+            held: None,
+            paused: false,
+            deliveries: BTreeMap::new(),
+            last_progress: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn a_partition_that_was_read_before_is_held_when_a_new_assignment_shows_another_topic() {
+        let mut one = assigned("old");
+        one.compare(3, "old");
+        assert_eq!(one.held, None);
+        one.compare(3, "new");
+        let held = HoldReason::TopicRecreated { committed: "old".into(), current: "new".into() };
+        assert_eq!(one.held, Some(held.clone()));
+        // For good, and with the reason of the first time.
+        one.compare(3, "old");
+        one.compare(3, "newer");
+        assert_eq!(one.held, Some(held));
     }
 }

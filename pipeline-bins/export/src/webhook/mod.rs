@@ -14,10 +14,10 @@ use std::{sync::Arc, time::Duration};
 use penstock_pipeline::{
     command::Context,
     config::{ExportConfig, WebhookDestination},
+    kafka::Connection,
     live_file::{LiveFile, LiveFileMetrics},
 };
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use tokio::runtime::Handle;
 use url::{Host, Url};
 
 use crate::{ExportError, filter::Filter};
@@ -120,15 +120,9 @@ pub async fn run(
         keys,
         timeout,
     };
-    let driver = Driver::new(
-        config,
-        destination.retry,
-        concurrency,
-        filter.map(Arc::new),
-        endpoint,
-        &context,
-        Handle::current(),
-    )?;
+    let Some(kafka) = Connection::open(&config.kafka, &context).await else { return Ok(()) };
+    let driver =
+        Driver::new(config, destination.retry, concurrency, filter.map(Arc::new), endpoint, kafka, &context)?;
     let (done, result) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("source".to_owned())

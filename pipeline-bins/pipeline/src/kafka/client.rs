@@ -1,26 +1,22 @@
-//! How every client of the data plane is configured, and where librdkafka's own words go.
+//! How every client of the data plane is configured.
 //!
 //! All consumers read committed messages only, commit nothing by themselves, never reset an offset by themselves and
 //! balance cooperatively. All producers are idempotent, wait for all in-sync replicas and place keys as Java clients and
 //! PostHog do (`murmur2_random`).
 
-use rdkafka::{
-    ClientConfig, ClientContext,
-    config::RDKafkaLogLevel,
-    consumer::ConsumerContext,
-    error::KafkaError,
-    producer::{DeliveryResult, ProducerContext},
-};
-use tracing::{debug, error, info, warn};
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 
-use super::message_size;
-use crate::config::{KafkaConnection, Source};
+use super::{Connection, message_size};
+use crate::config::Source;
+
+/// The context that clients of these configurations are made with: [`Connection::context`].
+pub use super::connection::Context as LogContext;
 
 /// What all clients share.
-fn base(kafka: &KafkaConnection, client_id: &str) -> ClientConfig {
+fn base(kafka: &Connection, client_id: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
+    kafka.apply(&mut config);
     config
-        .set("bootstrap.servers", &kafka.bootstrap_servers)
         .set("client.id", client_id)
         // A recreated pod or broker comes back under another address: look again soon.
         .set("broker.address.ttl", "1000")
@@ -36,7 +32,7 @@ fn base(kafka: &KafkaConnection, client_id: &str) -> ClientConfig {
 
 /// A consumer of one topic. Its memory is bounded: prefetched messages by `queued.max.messages.kbytes`, and one answer
 /// of a broker on top, which may grow by decompression.
-pub fn consumer(kafka: &KafkaConnection, source: &Source, client_id: &str) -> ClientConfig {
+pub fn consumer(kafka: &Connection, source: &Source, client_id: &str) -> ClientConfig {
     let mut config = base(kafka, client_id);
     config
         .set("group.id", &source.group)
@@ -54,7 +50,8 @@ pub fn consumer(kafka: &KafkaConnection, source: &Source, client_id: &str) -> Cl
         .set("queued.max.messages.kbytes", "32768")
         // A full queue is looked at again soon; a second, the default, would starve the consumer.
         .set("fetch.queue.backoff.ms", "10")
-        .set("fetch.max.bytes", "8388608")
+        // What comes on top of the queue's bound: one answer.
+        .set("fetch.max.bytes", "2097152")
         .set("max.partition.fetch.bytes", "2097152")
         .set("fetch.wait.max.ms", "500");
     config
@@ -65,7 +62,7 @@ pub fn consumer(kafka: &KafkaConnection, source: &Source, client_id: &str) -> Cl
 /// `delivery_timeout_ms` is `message.timeout.ms`; `queue_bytes` bounds what waits in memory; `max_message_bytes` is the
 /// limit of the topic with the largest messages ([`super::message_size`]).
 pub fn idempotent_producer(
-    kafka: &KafkaConnection,
+    kafka: &Connection,
     client_id: &str,
     delivery_timeout_ms: u32,
     queue_bytes: u64,
@@ -90,7 +87,7 @@ pub fn idempotent_producer(
 
 /// A transactional producer. `timeout_ms` is how long an abandoned transaction holds back readers.
 pub fn transactional_producer(
-    kafka: &KafkaConnection,
+    kafka: &Connection,
     client_id: &str,
     transactional_id: &str,
     timeout_ms: u32,
@@ -108,57 +105,13 @@ pub fn transactional_producer(
     config
 }
 
-/// Turns librdkafka's log lines and errors into `tracing` events of target `librdkafka`.
-#[derive(Clone, Debug, Default)]
-pub struct LogContext;
-
-impl ClientContext for LogContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        warn!(target: "librdkafka", %error, "{reason}");
-    }
-}
-
-impl ConsumerContext for LogContext {}
-
-impl ProducerContext for LogContext {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            debug!(target: "librdkafka", %error, "a message was not delivered");
-        }
-    }
-}
-
-/// One log line of librdkafka. What it repeats at every reconnection is not worth more than `info`.
-pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            error!(target: "librdkafka", facility, "{message}");
-        }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
-            if matches!(facility, "FAIL" | "ERROR" | "REQTMOUT") {
-                info!(target: "librdkafka", facility, "{message}");
-            } else {
-                warn!(target: "librdkafka", facility, "{message}");
-            }
-        }
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(target: "librdkafka", facility, "{message}"),
-        RDKafkaLogLevel::Debug => debug!(target: "librdkafka", facility, "{message}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::StartFrom;
 
-    fn kafka() -> KafkaConnection {
-        KafkaConnection::plaintext("localhost:1")
+    fn kafka() -> Connection {
+        Connection::plaintext("localhost:1")
     }
 
     #[test]
@@ -172,7 +125,7 @@ mod tests {
         };
         let config = consumer(&kafka(), &source, "test");
         let client: Result<rdkafka::consumer::BaseConsumer<LogContext>, _> =
-            config.create_with_context(LogContext);
+            config.create_with_context(kafka().context());
         assert!(client.is_ok(), "{:?}", client.err());
         assert_eq!(config.get("auto.offset.reset"), Some("error"));
         assert_eq!(config.get("isolation.level"), Some("read_committed"));
@@ -182,7 +135,7 @@ mod tests {
     fn librdkafka_takes_the_producer_configuration() {
         let config = transactional_producer(&kafka(), "test", "id", 10_000, 64 << 20);
         let client: Result<rdkafka::producer::BaseProducer<LogContext>, _> =
-            config.create_with_context(LogContext);
+            config.create_with_context(kafka().context());
         assert!(client.is_ok(), "{:?}", client.err());
         assert_eq!(config.get("partitioner"), Some("murmur2_random"));
     }

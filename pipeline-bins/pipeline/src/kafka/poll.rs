@@ -9,11 +9,15 @@ use std::{ffi::CStr, ptr::NonNull, sync::Arc, time::Duration};
 use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::KafkaError,
     types::RDKafkaErrorCode,
 };
 use rdkafka_sys as sys;
 
-use super::message::{Headers, Message};
+use super::{
+    connection::{self, Secured},
+    message::{Headers, Message},
+};
 
 /// A consumer whose events are taken one by one.
 ///
@@ -79,7 +83,7 @@ impl<C: ConsumerContext + 'static> Drop for Event<C> {
     }
 }
 
-impl<C: ConsumerContext + 'static> PolledConsumer<C> {
+impl<C: ConsumerContext + Secured + 'static> PolledConsumer<C> {
     /// Takes over a consumer that has a `group.id`.
     pub fn new(consumer: BaseConsumer<C>) -> Option<Self> {
         // SAFETY: the handle is valid as long as the consumer, which this value owns.
@@ -92,8 +96,9 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
         &self.consumer
     }
 
-    /// Waits for the next event. Sub-millisecond waits do not wait.
+    /// Waits for the next event. Sub-millisecond waits do not wait. Gives the client new credentials when there are any.
     pub fn poll(&self, timeout: Duration) -> Option<Event<C>> {
+        connection::refresh(self.consumer.client());
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is ours until `drop`.
         let event = unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout) };
@@ -110,7 +115,17 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
                 Some(message) => unsafe { read_message(message) },
                 None => Polled::Nothing,
             },
-            sys::RD_KAFKA_EVENT_ERROR => unsafe { read_error(raw) },
+            sys::RD_KAFKA_EVENT_ERROR => {
+                let polled = unsafe { read_error(raw) };
+                if let Polled::Error { code, reason, .. } = &polled {
+                    event.consumer.context().error(KafkaError::Global(*code), reason);
+                }
+                polled
+            }
+            sys::RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH => {
+                connection::renew(event.consumer.client());
+                Polled::Nothing
+            }
             sys::RD_KAFKA_EVENT_REBALANCE => {
                 let partitions = unsafe { read_partitions(sys::rd_kafka_event_topic_partition_list(raw)) };
                 match unsafe { sys::rd_kafka_event_error(raw) } {
@@ -132,6 +147,21 @@ impl<C: ConsumerContext + 'static> PolledConsumer<C> {
                 Polled::Nothing
             }
             _ => Polled::Nothing,
+        }
+    }
+
+    /// The consumer's member id (empty without one) and generation (negative without one). `None` when it knows neither.
+    pub fn membership(&self) -> Option<(String, i32)> {
+        // SAFETY: the client is valid; what is returned is ours, is read while it is there, and is destroyed once.
+        unsafe {
+            let metadata = sys::rd_kafka_consumer_group_metadata(self.consumer.client().native_ptr());
+            if metadata.is_null() {
+                return None;
+            }
+            let member_id = text(sys::rd_kafka_consumer_group_metadata_member_id(metadata));
+            let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+            sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+            Some((member_id, generation))
         }
     }
 

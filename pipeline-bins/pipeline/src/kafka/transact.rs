@@ -16,12 +16,12 @@
 //!     }
 //! }
 //! # async fn run(
-//! #     config: ConsumerConfig, pod: String, metrics: penstock_pipeline::telemetry::Metrics,
+//! #     config: ConsumerConfig, kafka: penstock_pipeline::kafka::Connection, pod: String, metrics: penstock_pipeline::telemetry::Metrics,
 //! #     health: penstock_pipeline::health::Health, stop: tokio_util::sync::CancellationToken,
 //! # ) -> Result<(), transact::Stopped> {
 //! let options = transact::Options {
 //!     component: config.identity.component.clone(),
-//!     kafka: config.kafka.clone(),
+//!     kafka,
 //!     source: config.source.clone(),
 //!     transaction: config.transaction.clone(),
 //!     instance: pod,
@@ -36,11 +36,14 @@
 //! ```
 
 mod driver;
+mod faults;
 mod lifecycle;
 mod metrics;
 mod partitions;
 mod producer;
 mod record;
+mod stall;
+mod starts;
 mod status;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -49,12 +52,14 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{KafkaConnection, Source, TransactionConfig},
+    config::{Source, TransactionConfig},
     events::dead_letter::Reason,
     health::{Health, Kind},
-    kafka::Message,
+    kafka::{Connection, Message},
     telemetry,
 };
+pub use faults::{Faults, NoFaults, Side};
+pub use lifecycle::{Failure, Step};
 pub use status::Status;
 
 /// What becomes of one message.
@@ -109,7 +114,7 @@ pub struct Options {
     /// Name of the component, in the headers of dead letters.
     pub component: String,
     /// The cluster.
-    pub kafka: KafkaConnection,
+    pub kafka: Connection,
     /// What is read.
     pub source: Source,
     /// Bounds of a transaction.
@@ -120,7 +125,7 @@ pub struct Options {
     pub sink: String,
     /// Topic of [`Outcome::DeadLetter`].
     pub dead_letter: String,
-    /// With lag, and without progress for so long, the engine is not healthy.
+    /// With lag, and without progress for so long, the engine is not healthy, nor is it when that is so of one partition.
     pub stall_after: Duration,
 }
 
@@ -217,6 +222,17 @@ pub fn start(
     metrics: &telemetry::Metrics,
     stop: CancellationToken,
 ) -> Running {
+    start_with_faults(options, process, NoFaults, metrics, stop)
+}
+
+/// The same with faults, for tests.
+pub fn start_with_faults(
+    options: Options,
+    process: impl Process,
+    faults: impl Faults,
+    metrics: &telemetry::Metrics,
+    stop: CancellationToken,
+) -> Running {
     let status = Arc::new(Status::new(options.source.topic.clone(), options.stall_after));
     let metrics = metrics.register(metrics::Metrics::register);
     let topic = options.source.topic.clone();
@@ -225,7 +241,7 @@ pub fn start(
     std::thread::Builder::new()
         .name("transact".to_owned())
         .spawn(move || {
-            let result = driver::run(options, process, metrics, &thread_status, &stop);
+            let result = driver::run(options, process, faults, metrics, &thread_status, &stop);
             // Nobody waits any more when the process is about to exit: then nobody needs the answer.
             let _ = tell.send(result);
         })

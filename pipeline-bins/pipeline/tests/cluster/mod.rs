@@ -8,8 +8,9 @@ use std::{
 };
 
 use penstock_pipeline::{
-    config::{KafkaConnection, Source, StartFrom, TransactionConfig},
+    config::{Source, StartFrom, TransactionConfig},
     kafka::{
+        Connection,
         admin::{self, NewTopic},
         client::{self, LogContext},
     },
@@ -50,7 +51,7 @@ impl Record {
 
 /// Topics and a group of one test. They are deleted when it ends.
 pub struct Cluster {
-    pub kafka: KafkaConnection,
+    pub kafka: Connection,
     pub prefix: String,
     topics: Vec<String>,
     admin: BaseConsumer,
@@ -71,7 +72,7 @@ impl Cluster {
             .set("isolation.level", "read_uncommitted")
             .create()
             .expect("a client for administration");
-        Self { kafka: KafkaConnection::plaintext(bootstrap_servers), prefix, topics: Vec::new(), admin }
+        Self { kafka: Connection::plaintext(bootstrap_servers), prefix, topics: Vec::new(), admin }
     }
 
     pub fn name(&self, name: &str) -> String {
@@ -133,7 +134,7 @@ impl Cluster {
     pub fn producer(&self) -> BaseProducer<LogContext> {
         let mut config = client::idempotent_producer(&self.kafka, "test", 30_000, 512 << 20, 5 * 1024 * 1024);
         config.set("delivery.report.only.error", "true");
-        config.create_with_context(LogContext).expect("a producer")
+        config.create_with_context(self.kafka.context()).expect("a producer")
     }
 
     /// Writes records, and waits until they are there.
@@ -175,7 +176,7 @@ impl Cluster {
 
     fn read_as(&self, isolation: &str, topic: &str) -> Vec<Record> {
         let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka.bootstrap_servers)
+            .set("bootstrap.servers", self.kafka.bootstrap_servers())
             .set("group.id", self.name("reader"))
             .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
@@ -306,7 +307,7 @@ impl Cluster {
     /// Deletes what lies before an offset.
     pub async fn delete_records_before(&self, topic: &str, partition: i32, offset: i64) {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka.bootstrap_servers)
+            .set("bootstrap.servers", self.kafka.bootstrap_servers())
             .create()
             .expect("a client for administration");
         let mut list = TopicPartitionList::new();
@@ -316,7 +317,7 @@ impl Cluster {
 
     fn group_client(&self) -> BaseConsumer {
         ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka.bootstrap_servers)
+            .set("bootstrap.servers", self.kafka.bootstrap_servers())
             .set("group.id", self.group())
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
@@ -334,7 +335,7 @@ impl Drop for Cluster {
             // Of a test that failed something may be missing already.
             let _ = admin::delete_topic(self.admin.client(), topic, TIMEOUT);
         }
-        let (servers, group) = (self.kafka.bootstrap_servers.clone(), self.group());
+        let (servers, group) = (self.kafka.bootstrap_servers().to_owned(), self.group());
         // A runtime cannot be dropped inside the runtime of an asynchronous test.
         let deleted = std::thread::spawn(move || {
             let admin: AdminClient<DefaultClientContext> =

@@ -1,6 +1,7 @@
 //! Every transition, and every point at which an owner can be lost.
 
 use super::*;
+use crate::takeover::{Committed, StartAt};
 
 const TOPIC: &str = "topic-1";
 const NOW: i64 = 1000;
@@ -14,11 +15,19 @@ fn origin(topic_id: &str) -> Origin {
 }
 
 fn plan(start: i64, end: i64) -> Plan {
-    Plan { origin: origin(TOPIC), range: range(start, end), made_at_ms: NOW }
+    Plan { origin: origin(TOPIC), range: range(start, end), made_at_ms: NOW, topology: None }
 }
 
 fn settled() -> Metadata {
-    Metadata::Settled(origin(TOPIC))
+    settled_in_doubt(None)
+}
+
+fn settled_in_doubt(doubt: Option<i64>) -> Metadata {
+    Metadata::Settled { origin: origin(TOPIC), doubt }
+}
+
+fn planned(start: i64, end: i64) -> Metadata {
+    Metadata::Planned { plan: plan(start, end), doubt: None }
 }
 
 fn sealed(start: i64, end: i64) -> Input {
@@ -42,7 +51,7 @@ fn assignment(committed: Option<(i64, Metadata)>) -> Assignment {
 }
 
 fn commit_plan(start: i64, end: i64) -> Action {
-    Action::Commit { offset: start, metadata: Metadata::Planned(plan(start, end)) }
+    Action::Commit { offset: start, metadata: planned(start, end) }
 }
 
 fn commit_end(offset: i64) -> Action {
@@ -68,7 +77,7 @@ fn walk(partition: &mut Partition, steps: impl IntoIterator<Item = (Input, Actio
 /// A partition at offset 10 whose first block has been verified and is done: the next blocks are inserted without a
 /// read-back.
 fn trusted() -> Partition {
-    let (mut partition, action) = Partition::assign(assignment(Some((9, settled()))));
+    let (mut partition, action) = Partition::assign(assignment(Some((9, settled()))), None);
     assert_eq!(action, Action::Collect);
     walk(
         &mut partition,
@@ -89,7 +98,7 @@ fn trusted() -> Partition {
 #[test]
 fn nothing_committed_begins_where_the_configuration_says_and_writes_it_down() {
     for (start_at, offset) in [(StartAt::LogStart, 5), (StartAt::LogEnd, 100)] {
-        let (mut partition, action) = Partition::assign(Assignment { start_at, ..assignment(None) });
+        let (mut partition, action) = Partition::assign(Assignment { start_at, ..assignment(None) }, None);
         assert_eq!(action, commit_end(offset));
         assert_eq!(partition.committed(), offset);
         walk(&mut partition, [(Input::Committed, Action::Collect)]);
@@ -97,53 +106,20 @@ fn nothing_committed_begins_where_the_configuration_says_and_writes_it_down() {
 }
 
 #[test]
-fn a_partition_that_was_added_later_is_read_from_its_beginning() {
-    let later = Assignment { partition: 4, start_at: StartAt::LogEnd, ..assignment(None) };
-    assert_eq!(Partition::assign(later).1, commit_end(5));
-}
-
-#[test]
 fn a_committed_offset_without_a_plan_is_collected_from() {
-    for metadata in [settled(), Metadata::Foreign] {
-        let (partition, action) = Partition::assign(assignment(Some((10, metadata))));
+    for metadata in [settled(), Metadata::Foreign, settled_in_doubt(Some(50))] {
+        let (partition, action) = Partition::assign(assignment(Some((10, metadata))), None);
         assert_eq!((partition.committed(), action), (10, Action::Collect));
     }
-    let (_, at_the_end) = Partition::assign(assignment(Some((100, settled()))));
-    assert_eq!(at_the_end, Action::Collect);
-    let (_, at_the_start) = Partition::assign(assignment(Some((5, settled()))));
-    assert_eq!(at_the_start, Action::Collect);
 }
 
 #[test]
-fn an_offset_outside_of_the_log_is_held() {
-    let planned_past_the_end = Metadata::Planned(plan(90, 101));
-    for (offset, metadata, named) in
-        [(4, settled(), 4), (101, settled(), 101), (90, planned_past_the_end, 101), (4, Metadata::Foreign, 4)]
-    {
-        let (partition, action) = Partition::assign(assignment(Some((offset, metadata))));
-        let reason = HoldReason::OutOfRange { offset: named, log_start: 5, log_end: 100 };
-        assert_eq!(action, Action::Hold(reason.clone()));
-        assert_eq!(partition.held(), Some(&reason));
-    }
-}
-
-#[test]
-fn offsets_of_another_topic_of_the_same_name_are_held() {
-    let other = Metadata::Settled(origin("topic-0"));
-    let planned = Metadata::Planned(Plan { origin: origin("topic-0"), ..plan(10, 20) });
-    for metadata in [other, planned] {
-        let (_, action) = Partition::assign(assignment(Some((10, metadata))));
-        let reason = HoldReason::TopicRecreated { committed: "topic-0".into(), current: TOPIC.into() };
-        assert_eq!(action, Action::Hold(reason));
-    }
-}
-
-#[test]
-fn metadata_of_another_version_or_of_another_offset_is_held() {
-    for metadata in [Metadata::Unreadable, Metadata::Planned(plan(11, 20))] {
-        let (_, action) = Partition::assign(assignment(Some((10, metadata))));
-        assert_eq!(action, Action::Hold(HoldReason::UnreadableMetadata));
-    }
+fn what_stands_still_at_the_beginning_takes_nothing() {
+    let (partition, action) = Partition::assign(assignment(Some((4, settled()))), None);
+    let reason = HoldReason::OutOfRange { offset: 4, log_start: 5, log_end: 100 };
+    assert_eq!(action, Action::Hold(reason.clone()));
+    assert_eq!(partition.held(), Some(&reason));
+    assert!(!partition.takes_blocks());
 }
 
 // --- the plain way --------------------------------------------------------------------------------------------------
@@ -346,7 +322,7 @@ fn a_failed_read_back_is_repeated_and_decides_nothing() {
 #[test]
 fn lost_before_the_plan_was_committed_leaves_nothing_to_settle() {
     // What Kafka has is the offset without a plan; the first block is read back all the same.
-    let (mut partition, action) = Partition::assign(assignment(Some((10, settled()))));
+    let (mut partition, action) = Partition::assign(assignment(Some((10, settled()))), None);
     assert_eq!(action, Action::Collect);
     walk(
         &mut partition,
@@ -361,7 +337,7 @@ fn lost_before_the_plan_was_committed_leaves_nothing_to_settle() {
 }
 
 fn taken_over() -> Partition {
-    let (partition, action) = Partition::assign(assignment(Some((10, Metadata::Planned(plan(10, 20))))));
+    let (partition, action) = Partition::assign(assignment(Some((10, planned(10, 20)))), None);
     assert_eq!(action, Action::CollectExactly(range(10, 20)));
     partition
 }
@@ -425,32 +401,127 @@ fn a_taken_over_plan_without_rows_is_passed() {
     walk(&mut partition, [(empty, commit_end(20))]);
 }
 
+/// The commit of a plan with a doubt that ends at `doubt`.
+fn commit_plan_in_doubt(start: i64, end: i64, doubt: i64) -> Action {
+    let metadata = Metadata::Planned { plan: plan(start, end), doubt: Some(doubt) };
+    Action::Commit { offset: start, metadata }
+}
+
+fn commit_end_in_doubt(offset: i64, doubt: i64) -> Action {
+    Action::Commit { offset, metadata: settled_in_doubt(Some(doubt)) }
+}
+
+/// Plans a block, reads it back, inserts what is missing and moves on to the next.
+fn verified(start: i64, end: i64, doubt: i64, present: u32) -> Vec<(Input, Action)> {
+    let mut steps = vec![
+        (sealed(start, end), commit_plan_in_doubt(start, end, doubt)),
+        (Input::Committed, read_back(start, end)),
+    ];
+    if present < 3 {
+        let content = if present == 0 { Content::Whole } else { Content::Missing };
+        steps.push((found(present, 3 - present), insert(start, end, content, Token::Block)));
+        steps.push((Input::Inserted, read_back(start, end)));
+    }
+    let advance = if end < doubt { commit_end_in_doubt(end, doubt) } else { commit_end(end) };
+    steps.push((found(3, 0), advance));
+    steps.push((Input::Committed, Action::Collect));
+    steps
+}
+
 #[test]
-fn a_committed_offset_that_was_set_back_inserts_nothing_twice() {
-    // Blocks 10..20 and half of 20..30 are in the table, though Kafka says 10.
-    let (mut partition, _) = Partition::assign(assignment(Some((10, Metadata::Foreign))));
+fn an_offset_set_by_hand_trusts_nothing_that_was_in_the_log() {
+    // 10..20, and of 20..30 and of 40..50 a part, are in the table, though Kafka says 10 and nothing of a plan.
+    let (mut partition, _) = Partition::assign(assignment(Some((10, Metadata::Foreign))), None);
+    walk(&mut partition, verified(10, 20, 100, 3));
+    walk(&mut partition, verified(20, 30, 100, 1));
+    walk(&mut partition, verified(30, 40, 100, 0));
+    walk(&mut partition, verified(40, 50, 100, 2));
+    walk(&mut partition, verified(50, 99, 100, 0));
+    walk(&mut partition, verified(99, 120, 100, 0));
+    // Nothing behind the end of the log at the take-over was inserted by anybody else.
+    walk(
+        &mut partition,
+        [
+            (sealed(120, 130), commit_plan(120, 130)),
+            (Input::Committed, insert(120, 130, Content::Whole, Token::Block)),
+            (Input::Inserted, commit_end(130)),
+        ],
+    );
+}
+
+#[test]
+fn a_doubt_outlives_its_owner() {
+    let in_doubt = settled_in_doubt(Some(40));
+    let (mut partition, _) = Partition::assign(assignment(Some((20, in_doubt))), None);
+    walk(&mut partition, verified(20, 30, 40, 0));
+    let planned_in_doubt = Metadata::Planned { plan: plan(30, 35), doubt: Some(40) };
+    let (mut partition, action) = Partition::assign(assignment(Some((30, planned_in_doubt))), None);
+    assert_eq!(action, Action::CollectExactly(range(30, 35)));
+    walk(
+        &mut partition,
+        [
+            (sealed(30, 35), read_back(30, 35)),
+            (found(3, 0), commit_end_in_doubt(35, 40)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+    walk(&mut partition, verified(35, 45, 40, 0));
+}
+
+#[test]
+fn a_first_block_that_is_there_already_puts_the_whole_log_in_doubt() {
+    // Set back with its metadata, by a stalled former owner.
+    let (mut partition, _) = Partition::assign(assignment(Some((10, settled()))), None);
     walk(
         &mut partition,
         [
             (sealed(10, 20), commit_plan(10, 20)),
             (Input::Committed, read_back(10, 20)),
+            (found(3, 0), commit_end_in_doubt(20, 100)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+    walk(&mut partition, verified(20, 30, 100, 0));
+    walk(&mut partition, verified(30, 40, 100, 1));
+}
+
+#[test]
+fn a_first_block_that_is_absent_ends_the_doubt() {
+    let mut partition = trusted();
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, insert(10, 20, Content::Whole, Token::Block)),
+        ],
+    );
+}
+
+#[test]
+fn plans_say_among_which_servers_their_rows_are_divided() {
+    let topology = Some("a1".to_owned());
+    let divided = Plan { topology: topology.clone(), ..plan(10, 20) };
+    let (mut partition, _) = Partition::assign(assignment(Some((10, settled()))), topology);
+    let commit =
+        Action::Commit { offset: 10, metadata: Metadata::Planned { plan: divided.clone(), doubt: None } };
+    walk(&mut partition, [(sealed(10, 20), commit)]);
+}
+
+#[test]
+fn a_plan_of_another_topology_is_settled_by_reading_back_and_never_believed() {
+    let before = Plan { topology: Some("before".into()), ..plan(10, 20) };
+    let metadata = Metadata::Planned { plan: before.clone(), doubt: None };
+    let (mut partition, action) = Partition::assign(assignment(Some((10, metadata))), Some("after".into()));
+    assert_eq!(action, Action::CollectExactly(range(10, 20)));
+    let ask = || Action::ReadBack { plan: before.clone(), allow_folded: false };
+    let send = |content, token| Action::Insert { plan: before.clone(), content, token };
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), ask()),
+            (found(1, 2), send(Content::Missing, Token::Block)),
+            (Input::Inserted, ask()),
             (found(3, 0), commit_end(20)),
-            (Input::Committed, Action::Collect),
-            (sealed(20, 30), commit_plan(20, 30)),
-            (Input::Committed, read_back(20, 30)),
-            (found(1, 2), insert(20, 30, Content::Missing, Token::Block)),
-            (Input::Inserted, read_back(20, 30)),
-            (found(3, 0), commit_end(30)),
-            (Input::Committed, Action::Collect),
-            // The first block of which nothing is there ends the doubt.
-            (sealed(30, 40), commit_plan(30, 40)),
-            (Input::Committed, read_back(30, 40)),
-            (found(0, 3), insert(30, 40, Content::Whole, Token::Block)),
-            (Input::Inserted, read_back(30, 40)),
-            (found(3, 0), commit_end(40)),
-            (Input::Committed, Action::Collect),
-            (sealed(40, 50), commit_plan(40, 50)),
-            (Input::Committed, insert(40, 50, Content::Whole, Token::Block)),
         ],
     );
 }

@@ -2,6 +2,7 @@
 //!
 //! No type here shows a secret; no error repeats what it complains about.
 
+mod files;
 mod token;
 
 use std::fmt;
@@ -9,6 +10,8 @@ use std::fmt;
 use rdkafka::{ClientConfig, client::OAuthToken};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+pub(super) use files::load_auth;
+pub use files::{CredentialError, load, read};
 pub use token::Token;
 
 /// How a connection is secured.
@@ -165,8 +168,8 @@ impl Security {
     }
 }
 
-/// The text of a file with one line.
-pub(crate) fn line(content: &[u8]) -> Result<String, String> {
+/// The text of a file with one line, without the line break at its end. The reason why not repeats nothing of it.
+pub fn line(content: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(content).map_err(|_| "is not UTF-8".to_owned())?;
     let text = text.trim_end_matches(['\n', '\r']);
     match text {

@@ -16,18 +16,21 @@ use std::{
 use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::{KafkaError, RDKafkaErrorCode},
+    message::OwnedHeaders,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
-    Options, Outcome, Process, Status, Stopped,
-    lifecycle::{self, Action, Event, Limits, Remedy, State, Step},
+    Faults, Options, Outcome, Process, Side, Status, Stopped,
+    lifecycle::{self, Action, Event, Failure, Limits, Remedy, State, Step},
     metrics::{Metrics, Tally},
-    partitions::{Accept, Hold, Origin, Partitions},
+    partitions::{Accept, Partitions},
     producer::{Producer, native_headers},
     record,
+    stall::Progress,
+    starts::{Hold, Origin},
 };
 use crate::{
     events::dead_letter::{Reason, header},
@@ -49,6 +52,7 @@ const LOOK_AT_TOPIC: Duration = Duration::from_secs(30);
 pub(super) fn run(
     options: Options,
     process: impl Process,
+    faults: impl Faults,
     metrics: Metrics,
     status: &Status,
     stop: &CancellationToken,
@@ -79,9 +83,12 @@ pub(super) fn run(
         producer: None,
         group: None,
         process,
+        faults,
         value: Vec::new(),
         tally: Tally::default(),
         last_timestamp_ms: BTreeMap::new(),
+        progress: Progress::default(),
+        found_nothing: false,
         failures: 0,
         looked_at: Duration::ZERO,
         topic_looked_at: Duration::ZERO,
@@ -102,13 +109,13 @@ pub(super) fn run(
 fn connect(options: &Options) -> Result<PolledConsumer<LogContext>, KafkaError> {
     let consumer: BaseConsumer<LogContext> =
         client::consumer(&options.kafka, &options.source, &options.component)
-            .create_with_context(LogContext)?;
+            .create_with_context(options.kafka.context())?;
     consumer.subscribe(&[&options.source.topic])?;
     PolledConsumer::new(consumer)
         .ok_or_else(|| KafkaError::ClientCreation("a consumer without a queue".to_owned()))
 }
 
-struct Driver<'a, P> {
+struct Driver<'a, P, F> {
     options: Options,
     limits: Limits,
     state: State,
@@ -121,9 +128,13 @@ struct Driver<'a, P> {
     /// Captured when the transaction began: the broker refuses its offsets if the group has moved on since.
     group: Option<ConsumerGroupMetadata>,
     process: P,
+    faults: F,
     value: Vec<u8>,
     tally: Tally,
     last_timestamp_ms: BTreeMap<i32, i64>,
+    progress: Progress,
+    /// Since the last look there was a moment at which nothing was there to be taken.
+    found_nothing: bool,
     failures: u32,
     looked_at: Duration,
     topic_looked_at: Duration,
@@ -132,7 +143,7 @@ struct Driver<'a, P> {
     stop: &'a CancellationToken,
 }
 
-impl<P: Process> Driver<'_, P> {
+impl<P: Process, F: Faults> Driver<'_, P, F> {
     fn run(&mut self) -> Result<(), KafkaError> {
         loop {
             let now = self.status.now();
@@ -159,9 +170,8 @@ impl<P: Process> Driver<'_, P> {
     /// Takes one event, or waits for one.
     fn poll(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         let Some(event) = self.consumer.poll(timeout) else {
-            if let Some(producer) = &self.producer {
-                producer.serve(Duration::ZERO);
-            }
+            self.found_nothing = true;
+            self.serve(Duration::ZERO);
             return Ok(());
         };
         match self.consumer.read(&event) {
@@ -208,6 +218,7 @@ impl<P: Process> Driver<'_, P> {
             let bytes = message.size() as u64;
             self.tally.read += 1;
             self.tally.read_bytes += bytes;
+            self.progress.took(bytes);
             self.last_timestamp_ms.insert(message.partition, message.timestamp_ms);
             self.happened(Event::Taken { bytes });
         }
@@ -273,28 +284,42 @@ impl<P: Process> Driver<'_, P> {
         topic: Topic,
         message: &Message<'_>,
         value: Option<&[u8]>,
-        headers: Option<rdkafka::message::OwnedHeaders>,
+        headers: Option<OwnedHeaders>,
     ) -> bool {
-        let Some(producer) = &self.producer else { return false };
-        let name = match topic {
-            Topic::Sink => &self.options.sink,
-            Topic::DeadLetter => &self.options.dead_letter,
-        };
         let started = self.status.now();
         loop {
-            let failure = match producer.send(name, message.key, value, message.timestamp_ms, headers.clone())
-            {
-                Ok(()) => return true,
-                Err(failure) => failure,
-            };
+            let sent = self.try_send(topic, message, value, headers.clone());
+            let Err(failure) = sent else { return true };
             let patience = self.status.now().saturating_sub(started) < self.patience();
             match lifecycle::remedy(Step::Produce, &failure, patience) {
-                Remedy::Retry => producer.serve(Duration::from_millis(1)),
+                Remedy::Retry => self.serve(Duration::from_millis(1)),
                 remedy => {
                     self.failed(Step::Produce, &failure, remedy);
                     return false;
                 }
             }
+        }
+    }
+
+    fn try_send(
+        &mut self,
+        topic: Topic,
+        message: &Message<'_>,
+        value: Option<&[u8]>,
+        headers: Option<OwnedHeaders>,
+    ) -> Result<(), Failure> {
+        self.faults.strike(Side::Before, Step::Produce)?;
+        let name = match topic {
+            Topic::Sink => &self.options.sink,
+            Topic::DeadLetter => &self.options.dead_letter,
+        };
+        self.producer()?.send(name, message.key, value, message.timestamp_ms, headers)?;
+        self.faults.strike(Side::After, Step::Produce)
+    }
+
+    fn serve(&self, timeout: Duration) {
+        if let Some(producer) = &self.producer {
+            producer.serve(timeout);
         }
     }
 }

@@ -239,11 +239,40 @@ pub fn remedy(step: Step, failure: &Failure, patience_left: bool) -> Remedy {
         _ if failure.fatal || fenced => Remedy::NewProducer,
         _ if failure.retriable && patience_left => Remedy::Retry,
         // Without an answer nobody knows whether the broker has committed; with a rejection it has not.
-        Step::Commit | Step::SendOffsets | Step::Produce if failure.requires_abort => Remedy::Abort,
+        Step::Begin | Step::Commit | Step::SendOffsets | Step::Produce if failure.requires_abort => {
+            Remedy::Abort
+        }
         Step::Produce if failure.code == E::QueueFull && patience_left => Remedy::Retry,
         Step::Produce | Step::SendOffsets if failure.retriable => Remedy::Abort,
         Step::Produce => Remedy::Abort,
         Step::Init | Step::Begin | Step::SendOffsets | Step::Commit | Step::Abort => Remedy::NewProducer,
+    }
+}
+
+/// What the consumer says of its place in the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The id that the coordinator gave it; empty without one.
+    pub member_id: String,
+    /// The generation that it last heard of; negative without one.
+    pub generation: i32,
+}
+
+/// Whether a transaction may begin. A broker checks the member and the generation of offsets; offsets that have neither it
+/// takes from anybody, as from clients that know of no groups. Whoever has lost both must therefore stop by itself.
+///
+/// # Errors
+/// The failure of [`Step::Begin`].
+pub fn may_begin(membership: Option<Membership>) -> Result<(), Failure> {
+    match membership {
+        Some(Membership { member_id, generation }) if !member_id.is_empty() && generation >= 0 => Ok(()),
+        _ => Err(Failure {
+            code: RDKafkaErrorCode::UnknownMemberId,
+            fatal: false,
+            retriable: false,
+            requires_abort: true,
+            reason: "this process is not a member of its consumer group any more".to_owned(),
+        }),
     }
 }
 
@@ -400,6 +429,19 @@ mod tests {
         assert_eq!(then(OPEN, Event::ConsumerReplaced), State::Aborting);
         assert_eq!(then(IDLE, Event::ConsumerReplaced), State::Rewinding);
         assert_eq!(then(State::NoProducer, Event::ConsumerReplaced), State::NoProducer);
+    }
+
+    #[test]
+    fn nothing_begins_without_a_place_in_the_group() {
+        let membership =
+            |member_id: &str, generation| Some(Membership { member_id: member_id.into(), generation });
+        assert_eq!(may_begin(membership("a", 0)), Ok(()));
+        for none in [None, membership("", 3), membership("a", -1), membership("", -1)] {
+            let failure = may_begin(none).unwrap_err();
+            assert_eq!(remedy(Step::Begin, &failure, false), Remedy::Abort);
+        }
+        // Nothing was begun, so there is nothing to abort, but the positions are doubtful.
+        assert_eq!(then(IDLE, Event::Failed(Remedy::Abort)), State::Rewinding);
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub(super) struct Metrics {
     pub commit_seconds: Histogram,
     pub lag: Family<ByPartition, Gauge>,
     pub lag_seconds: Family<ByPartition, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    pub stalled_seconds: Family<ByPartition, Gauge<f64, std::sync::atomic::AtomicU64>>,
     pub held: Gauge,
     pub assigned: Gauge,
     pub rebalances: Counter,
@@ -90,6 +91,7 @@ impl Metrics {
             commit_seconds: seconds(),
             lag: Family::default(),
             lag_seconds: Family::default(),
+            stalled_seconds: Family::default(),
             held: Gauge::default(),
             assigned: Gauge::default(),
             rebalances: Counter::default(),
@@ -146,6 +148,12 @@ impl Metrics {
             Unit::Seconds,
             metrics.lag_seconds.clone(),
         );
+        registry.register_with_unit(
+            "source_stalled_time",
+            "Time since the last progress of a partition in which messages wait; 0 when none waits",
+            Unit::Seconds,
+            metrics.stalled_seconds.clone(),
+        );
         registry.register(
             "source_partitions_held",
             "Partitions that are not read until somebody decides",
@@ -167,6 +175,13 @@ impl Metrics {
             metrics.producers.clone(),
         );
         metrics
+    }
+
+    /// Takes the labels of a partition away, when it has gone.
+    pub fn forget(&self, by: &ByPartition) {
+        self.lag.remove(by);
+        self.lag_seconds.remove(by);
+        self.stalled_seconds.remove(by);
     }
 }
 

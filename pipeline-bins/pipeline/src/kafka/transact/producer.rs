@@ -12,7 +12,10 @@ use rdkafka::{
 use rdkafka_sys as sys;
 
 use super::{Options, lifecycle::Failure};
-use crate::kafka::client::{self, LogContext};
+use crate::kafka::{
+    client::{self, LogContext},
+    connection,
+};
 
 /// Longest single wait inside a call, so that others (delivery errors) get their turn.
 const SLICE: Duration = Duration::from_millis(100);
@@ -28,15 +31,16 @@ impl Producer {
         // Room for two transactions: outcomes are about as large as messages.
         let queue_bytes = transaction.max_bytes.saturating_mul(2).clamp(16 << 20, 512 << 20);
         let id = format!("{}{}", transaction.id_prefix, options.instance);
-        client::transactional_producer(
+        let inner: BaseProducer<LogContext> = client::transactional_producer(
             &options.kafka,
             &options.component,
             &id,
             transaction.timeout_ms,
             queue_bytes,
         )
-        .create_with_context(LogContext)
-        .map(|inner| Self { inner })
+        .create_with_context(options.kafka.context())?;
+        connection::refresh(inner.client());
+        Ok(Self { inner })
     }
 
     /// Takes over the transactional id: what a predecessor left open is ended by the broker first.
@@ -47,6 +51,7 @@ impl Producer {
     }
 
     pub fn begin(&self) -> Result<(), Failure> {
+        connection::refresh(self.inner.client());
         self.inner.begin_transaction().map_err(failure)
     }
 
@@ -73,6 +78,7 @@ impl Producer {
 
     /// Serves what librdkafka reports; waits for as long when there is nothing.
     pub fn serve(&self, timeout: Duration) {
+        connection::refresh(self.inner.client());
         self.inner.poll(timeout);
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::stall::Stall;
 use crate::health::Verdict;
 
 /// How an engine is.
@@ -34,6 +35,8 @@ pub(super) struct Facts {
     pub trouble: Option<(Duration, String)>,
     /// Partitions that are held, and why.
     pub held: BTreeMap<i32, String>,
+    /// Partitions that stand still.
+    pub stalls: BTreeMap<i32, Stall>,
 }
 
 impl Status {
@@ -61,15 +64,15 @@ impl Status {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fails when a restart may help: the loop hangs, or messages wait and none is taken although nothing is known to be
-    /// in the way.
+    /// Fails when a restart may help: the loop hangs, or messages wait (anywhere, or for twice as long in one partition)
+    /// and none is taken although nothing is known to be in the way.
     pub fn liveness(&self) -> Verdict {
         let last_turn = Duration::from_millis(self.last_turn_ms.load(Ordering::Relaxed));
         liveness(&self.topic, &self.facts(), self.now(), last_turn, self.stall_after)
     }
 
     /// Fails when messages that wait now are not being processed: Kafka was not reached yet, or not any more, a partition
-    /// is held, or the engine stalls.
+    /// is held or stands still, or the engine stalls.
     pub fn readiness(&self) -> Verdict {
         self.liveness()?;
         readiness(&self.topic, &self.facts(), self.now(), self.stall_after)
@@ -89,9 +92,17 @@ fn liveness(
     if silence > hang_after {
         return Err(format!("the engine that reads {topic} has not turned for {} s", silence.as_secs()));
     }
+    // One partition is no reason to take the others away before there is no doubt.
+    let owed = facts.stalls.iter().find(|(_, stall)| {
+        stall.owed && facts.trouble.is_none() && now.saturating_sub(stall.since) > stall_after * 2
+    });
+    if let Some((partition, stall)) = owed {
+        return Err(stands_still(topic, *partition, stall, now, stall_after));
+    }
     let stalled = now.saturating_sub(facts.progress_at);
+    let explained = !facts.held.is_empty() || facts.stalls.values().any(|stall| stall.reason.is_some());
     match facts.lag {
-        Some(lag) if lag > 0 && stalled > stall_after && facts.trouble.is_none() && facts.held.is_empty() => {
+        Some(lag) if lag > 0 && stalled > stall_after && facts.trouble.is_none() && !explained => {
             Err(format!(
                 "{lag} messages wait in {topic} and none was taken for {} s (at most {} s)",
                 stalled.as_secs(),
@@ -100,6 +111,19 @@ fn liveness(
         }
         _ => Ok(()),
     }
+}
+
+fn stands_still(topic: &str, partition: i32, stall: &Stall, now: Duration, stall_after: Duration) -> String {
+    let reason = match (&stall.reason, stall.owed) {
+        (Some(reason), _) => reason,
+        (None, true) => "Kafka has them, and the consumer does not get them",
+        (None, false) => "the reason is not known yet",
+    };
+    format!(
+        "partition {partition} of {topic} stands still: messages wait and none was taken for {} s (at most {} s): {reason}",
+        now.saturating_sub(stall.since).as_secs(),
+        stall_after.as_secs()
+    )
 }
 
 fn readiness(topic: &str, facts: &Facts, now: Duration, stall_after: Duration) -> Verdict {
@@ -120,7 +144,10 @@ fn readiness(topic: &str, facts: &Facts, now: Duration, stall_after: Duration) -
     if !facts.ready {
         return Err("Kafka has not been reached yet".to_owned());
     }
-    Ok(())
+    match facts.stalls.first_key_value() {
+        Some((partition, stall)) => Err(stands_still(topic, *partition, stall, now, stall_after)),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +207,34 @@ mod tests {
         assert_eq!(alive(&facts, 1000, 1000), Ok(()));
         let reason = readiness("t", &facts, s(1), STALL).unwrap_err();
         assert_eq!(reason, "partition 1 of t is held: gone (and 1 more partitions)");
+    }
+
+    #[test]
+    fn a_partition_that_stands_still_is_told_and_restarts_the_process_only_when_that_may_help() {
+        let stalls = |reason: Option<&str>, owed| Facts {
+            lag: Some(3),
+            progress_at: s(1_000),
+            stalls: [(2, Stall { since: s(10), reason: reason.map(str::to_owned), owed })].into(),
+            ..ready()
+        };
+        let lost = stalls(None, true);
+        let reason = readiness("t", &lost, s(41), STALL).unwrap_err();
+        assert_eq!(
+            reason,
+            "partition 2 of t stands still: messages wait and none was taken for 31 s (at most 30 s): Kafka has them, and \
+             the consumer does not get them"
+        );
+        assert_eq!(alive(&lost, 70, 70), Ok(()));
+        assert!(alive(&lost, 71, 71).unwrap_err().contains("partition 2 of t stands still"));
+
+        let damaged = stalls(Some("a checksum is wrong"), false);
+        assert!(readiness("t", &damaged, s(41), STALL).unwrap_err().ends_with(": a checksum is wrong"));
+        assert_eq!(alive(&damaged, 1_000, 1_000), Ok(()));
+        let alone = Facts { progress_at: s(10), ..damaged };
+        assert_eq!(alive(&alone, 1_000, 1_000), Ok(()), "also when it is the only one with messages");
+
+        let away = Facts { trouble: Some((s(10), "no broker".into())), ..lost };
+        assert_eq!(alive(&away, 1_000, 1_000), Ok(()));
     }
 
     #[test]

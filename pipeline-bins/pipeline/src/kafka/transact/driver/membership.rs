@@ -9,13 +9,14 @@ use tracing::{error, info, warn};
 
 use super::{CALL, Driver, Other, connect};
 use crate::kafka::transact::{
-    Process,
+    Faults, Process,
     lifecycle::{self, Action, Event},
     metrics::ByPartition,
-    partitions::{Accept, Hold, Start},
+    partitions::Accept,
+    starts::{Hold, Start},
 };
 
-impl<P: Process> Driver<'_, P> {
+impl<P: Process, F: Faults> Driver<'_, P, F> {
     pub(super) fn handle(&mut self, other: Other) -> Result<(), KafkaError> {
         match other {
             Other::Nothing => {}
@@ -121,11 +122,7 @@ impl<P: Process> Driver<'_, P> {
         }
         self.partitions.revoke(partitions);
         for partition in partitions {
-            self.last_timestamp_ms.remove(partition);
-            self.status.facts().held.remove(partition);
-            let by = ByPartition { topic: self.options.source.topic.clone(), partition: *partition };
-            self.metrics.lag.remove(&by);
-            self.metrics.lag_seconds.remove(&by);
+            self.forget(*partition);
         }
         self.metrics.held.set(self.partitions.held().count() as i64);
         self.metrics.assigned.set(self.partitions.owned().len() as i64);
@@ -139,6 +136,18 @@ impl<P: Process> Driver<'_, P> {
             _ => client.incremental_unassign(&list)?,
         }
         Ok(())
+    }
+
+    /// What is told about a partition that this process does not own any more.
+    fn forget(&mut self, partition: i32) {
+        self.last_timestamp_ms.remove(&partition);
+        self.progress.forget(partition);
+        {
+            let mut facts = self.status.facts();
+            facts.held.remove(&partition);
+            facts.stalls.remove(&partition);
+        }
+        self.metrics.forget(&ByPartition { topic: self.options.source.topic.clone(), partition });
     }
 
     pub(super) fn partition_error(&mut self, partition: i32, code: RDKafkaErrorCode, reason: &str) {
@@ -159,6 +168,7 @@ impl<P: Process> Driver<'_, P> {
             | E::TopicAuthorizationFailed
             | E::BadMessage => {
                 warn!(partition, ?code, reason, "the partition cannot be read at the moment");
+                self.progress.trouble(partition, reason, self.status.now());
                 self.trouble(format!("partition {partition}: {reason}"));
             }
             _ => info!(partition, ?code, reason, "the partition reports an error; it is tried again"),
@@ -169,8 +179,10 @@ impl<P: Process> Driver<'_, P> {
     pub(super) fn replace_consumer(&mut self) {
         match connect(&self.options) {
             Ok(consumer) => {
+                for partition in self.partitions.owned() {
+                    self.forget(partition);
+                }
                 self.partitions.clear();
-                self.status.facts().held.clear();
                 self.happened(Event::ConsumerReplaced);
                 // Closes the old one, which leaves the group.
                 self.consumer = consumer;

@@ -9,13 +9,13 @@ use super::{CALL, Driver};
 use crate::kafka::{
     topic_ids,
     transact::{
-        Process,
+        Faults, Process,
         lifecycle::{Event, Remedy, State},
-        partitions::{CommittedOffset, Hold, Origin, Seen, Start, start},
+        starts::{CommittedOffset, Hold, Origin, Seen, Start, start},
     },
 };
 
-impl<P: Process> Driver<'_, P> {
+impl<P: Process, F: Faults> Driver<'_, P, F> {
     /// Reads the committed offsets and puts the consumer there.
     pub(super) fn rewind(&mut self) -> Result<(), KafkaError> {
         self.back_off()?;

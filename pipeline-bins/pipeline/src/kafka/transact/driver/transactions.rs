@@ -13,18 +13,29 @@ use super::{CALL, Driver, Other};
 use crate::kafka::{
     poll::Polled,
     transact::{
-        Process,
-        lifecycle::{self, Event, Failure, Remedy, State, Step},
+        Faults, Process, Side,
+        lifecycle::{self, Event, Failure, Membership, Remedy, State, Step},
         metrics::ByResult,
-        partitions::Origin,
         producer::Producer,
+        starts::Origin,
     },
 };
 
-impl<P: Process> Driver<'_, P> {
+impl<P: Process, F: Faults> Driver<'_, P, F> {
     /// How long one step may be tried again: the broker aborts the transaction after this time anyway.
     pub(super) fn patience(&self) -> Duration {
         Duration::from_millis(u64::from(self.options.transaction.timeout_ms))
+    }
+
+    /// The producer, or why there is none: a state that nothing leads to, in which nothing may look as if it were written.
+    pub(super) fn producer(&self) -> Result<&Producer, Failure> {
+        self.producer.as_ref().ok_or_else(|| Failure {
+            code: RDKafkaErrorCode::Fatal,
+            fatal: true,
+            retriable: false,
+            requires_abort: false,
+            reason: "there is no producer".to_owned(),
+        })
     }
 
     pub(super) fn failed(&mut self, step: Step, failure: &Failure, remedy: Remedy) {
@@ -67,7 +78,12 @@ impl<P: Process> Driver<'_, P> {
             return Ok(());
         }
         let producer = Producer::new(&self.options)?;
-        match producer.init(CALL) {
+        let made = self
+            .faults
+            .strike(Side::Before, Step::Init)
+            .and_then(|()| producer.init(CALL))
+            .and_then(|()| self.faults.strike(Side::After, Step::Init));
+        match made {
             Ok(()) => {
                 self.producer = Some(producer);
                 self.metrics.producers.inc();
@@ -110,20 +126,33 @@ impl<P: Process> Driver<'_, P> {
     }
 
     pub(super) fn begin(&mut self) -> bool {
-        let Some(producer) = &self.producer else { return false };
-        match producer.begin() {
+        match self.try_begin() {
             Ok(()) => {
                 self.tally.clear();
-                self.group = self.consumer.client().group_metadata();
                 self.happened(Event::Begun);
                 true
             }
             Err(failure) => {
+                self.group = None;
                 let remedy = lifecycle::remedy(Step::Begin, &failure, false);
                 self.failed(Step::Begin, &failure, remedy);
                 false
             }
         }
+    }
+
+    fn try_begin(&mut self) -> Result<(), Failure> {
+        self.faults.strike(Side::Before, Step::Begin)?;
+        // Asked in this order, a membership that ends in between is seen, or the captured one is refused by the broker.
+        self.group = self.consumer.client().group_metadata();
+        lifecycle::may_begin(self.membership())?;
+        self.producer()?.begin()?;
+        self.faults.strike(Side::After, Step::Begin)
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        let (member_id, generation) = self.consumer.membership()?;
+        Some(Membership { member_id, generation })
     }
 
     /// Commits positions in a transaction of their own, which leaves no trace in the topics.
@@ -150,7 +179,7 @@ impl<P: Process> Driver<'_, P> {
             element.set_metadata(&metadata);
         }
         let done = self.try_step(Step::SendOffsets, started, |driver, timeout| {
-            let Some(producer) = &driver.producer else { return Ok(()) };
+            let producer = driver.producer()?;
             producer.flush(timeout)?;
             match &driver.group {
                 _ if positions.is_empty() => Ok(()),
@@ -164,15 +193,16 @@ impl<P: Process> Driver<'_, P> {
                     reason: "the consumer does not say which group it is in".to_owned(),
                 }),
             }
-        }) && self.try_step(Step::Commit, started, |driver, timeout| match &driver.producer {
-            Some(producer) => producer.commit(timeout),
-            None => Ok(()),
-        });
+        }) && self
+            .try_step(Step::Commit, started, |driver, timeout| driver.producer()?.commit(timeout));
         if !done {
             return;
         }
         let now = self.status.now();
         self.partitions.committed(&positions);
+        for position in &positions {
+            self.progress.moved(position.partition, now);
+        }
         self.tally.count(&self.metrics, &self.options.source.topic, &self.options.sink);
         self.metrics.transactions.get_or_create(&ByResult { result: "committed" }).inc();
         self.metrics.transaction_messages.observe(self.tally.read as f64);
@@ -192,10 +222,7 @@ impl<P: Process> Driver<'_, P> {
 
     pub(super) fn abort(&mut self) {
         let started = self.status.now();
-        let done = self.try_step(Step::Abort, started, |driver, timeout| match &driver.producer {
-            Some(producer) => producer.abort(timeout),
-            None => Ok(()),
-        });
+        let done = self.try_step(Step::Abort, started, |driver, timeout| driver.producer()?.abort(timeout));
         if done {
             self.give_up_transaction("aborted");
             self.happened(Event::Aborted);
@@ -210,7 +237,12 @@ impl<P: Process> Driver<'_, P> {
         call: impl Fn(&Self, Duration) -> Result<(), Failure>,
     ) -> bool {
         loop {
-            let Err(failure) = call(self, CALL.min(self.patience())) else { return true };
+            let made = self
+                .faults
+                .strike(Side::Before, step)
+                .and_then(|()| call(self, CALL.min(self.patience())))
+                .and_then(|()| self.faults.strike(Side::After, step));
+            let Err(failure) = made else { return true };
             self.status.turn(self.status.now());
             let patience = self.status.now().saturating_sub(started) < self.patience();
             match lifecycle::remedy(step, &failure, patience) {

@@ -4,21 +4,29 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use time::OffsetDateTime;
+use tracing::warn;
 
-use super::{CALL, Driver, LOOK_AT_TOPIC};
+use super::{CALL, Driver, LOOK, LOOK_AT_TOPIC};
 use crate::kafka::{
     topic_ids,
     transact::{
-        Process,
+        Faults, Process,
         lifecycle::{Event, Remedy, State},
         metrics::ByPartition,
-        partitions::Hold,
+        stall::Answer,
+        starts::Hold,
     },
 };
 
-impl<P: Process> Driver<'_, P> {
+impl<P: Process, F: Faults> Driver<'_, P, F> {
     pub(super) fn look(&mut self, now: Duration) {
+        let since = now.saturating_sub(self.looked_at);
         self.looked_at = now;
+        if std::mem::take(&mut self.found_nothing) {
+            // A longer time is one in which this process stood still itself.
+            self.progress.starved(since.min(LOOK * 2));
+        }
+        self.look_for_stalls(now);
         let mut total = Some(0u64);
         for partition in self.partitions.owned() {
             let by = ByPartition { topic: self.options.source.topic.clone(), partition };
@@ -70,6 +78,45 @@ impl<P: Process> Driver<'_, P> {
                 self.status.facts().trouble = None;
             }
         }
+    }
+
+    /// Finds out which partitions stand still, and asks the broker about those.
+    fn look_for_stalls(&mut self, now: Duration) {
+        let after = self.options.stall_after;
+        let unplaced = self.partitions.unplaced();
+        for partition in self.partitions.owned() {
+            let waits = match self.partitions.position(partition) {
+                // Before the first answer of a broker nobody knows. It takes a moment, and not for ever.
+                Some(position) => self
+                    .consumer
+                    .known_watermarks(&self.topic_name, partition)
+                    .is_none_or(|(_, high)| high > position),
+                None => unplaced.contains(&partition),
+            };
+            self.progress.seen(partition, waits, now);
+            if unplaced.contains(&partition) {
+                self.progress.trouble(partition, "its position is not known yet", now);
+            }
+            let by = ByPartition { topic: self.options.source.topic.clone(), partition };
+            let still = self.progress.still(partition, now).as_secs_f64();
+            self.metrics.stalled_seconds.get_or_create(&by).set(still);
+        }
+        for partition in self.progress.to_ask(now, after) {
+            let Some(position) = self.partitions.position(partition) else { continue };
+            let topic = &self.options.source.topic;
+            let answer = match self.consumer.client().fetch_watermarks(topic, partition, CALL) {
+                Ok((_, decided)) if decided > position => Answer::Owed,
+                Ok(_) => Answer::Else(
+                    "they belong to transactions that are not decided yet; look at what writes to the topic"
+                        .to_owned(),
+                ),
+                Err(error) => Answer::Else(format!("Kafka does not tell about the partition: {error}")),
+            };
+            warn!(topic, partition, ?answer, "a partition stands still");
+            self.progress.answered(partition, answer, now);
+        }
+        let stalls = self.progress.stalls(now, after);
+        self.status.facts().stalls = stalls;
     }
 
     /// Holds all partitions when the topic is another one than before. True when it is there and the same.

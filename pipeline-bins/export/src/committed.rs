@@ -1,8 +1,9 @@
-//! What is written beside a committed offset, and the token of an insert.
+//! What is written beside a committed offset.
 //!
 //! Every commit of the group says in its metadata which topic its offsets count; while an insert may be under way it also
-//! carries the plan. Both are plain text: `penstock/1 <topic id> <partitions>`, as all components write it, and
-//! `penstock/1 <topic id> <partitions> <start>..<end> <milliseconds since 1970>`.
+//! carries the plan. It is plain text, as all components write it: `penstock/1 <topic id> <partitions>`; an export into
+//! ClickHouse appends `<start>..<end> <milliseconds since 1970>` for a plan, `topology=<fingerprint>` for a plan whose rows
+//! go to several servers, and `doubt=<offset>` while the table may have rows of which nothing else tells.
 
 use std::fmt;
 
@@ -67,17 +68,29 @@ pub struct Plan {
     pub range: OffsetRange,
     /// When it was made, milliseconds since 1970; for people.
     pub made_at_ms: i64,
+    /// Fingerprint of the servers among which its rows are divided; `None`: there is one.
+    pub topology: Option<String>,
 }
 
 /// The metadata of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Metadata {
-    /// None, or some other program's.
+    /// None, or some other program's: the offset was set by hand, and a plan may have been lost with it.
     Foreign,
     /// Nothing is under way.
-    Settled(Origin),
+    Settled {
+        /// The topic whose offsets these are.
+        origin: Origin,
+        /// Rows of offsets below this one may be at the destination, though nothing says so.
+        doubt: Option<i64>,
+    },
     /// This block may be partly or wholly in the table.
-    Planned(Plan),
+    Planned {
+        /// The block.
+        plan: Plan,
+        /// As in [`Metadata::Settled`].
+        doubt: Option<i64>,
+    },
     /// Ours, but of a version that this one cannot read.
     Unreadable,
 }
@@ -91,73 +104,68 @@ impl Metadata {
         Self::parse_own(text).unwrap_or(Self::Unreadable)
     }
 
+    /// The topic whose offset was committed, as far as it is known.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Settled { origin, .. } | Self::Planned { plan: Plan { origin, .. }, .. } => Some(origin),
+            Self::Foreign | Self::Unreadable => None,
+        }
+    }
+
     fn parse_own(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
+        let mut words = text.split(' ').peekable();
         if words.next()? != FORMAT {
             return None;
         }
         let topic_id = words.next().filter(|id| !id.is_empty())?.to_owned();
         let first_partitions = words.next()?.parse().ok().filter(|&partitions| partitions > 0)?;
         let origin = Origin { topic_id, first_partitions };
-        let Some(range) = words.next() else {
-            return Some(Self::Settled(origin));
-        };
-        let (start, end) = range.split_once("..")?;
-        let range = OffsetRange::new(start.parse().ok()?, end.parse().ok()?)?;
-        let made_at_ms = words.next()?.parse().ok()?;
-        words.next().is_none().then_some(Self::Planned(Plan { origin, range, made_at_ms }))
+        let mut range = None;
+        if let Some((start, end)) = words.peek().and_then(|word| word.split_once("..")) {
+            let offsets = OffsetRange::new(start.parse().ok()?, end.parse().ok()?)?;
+            words.next();
+            range = Some((offsets, words.next()?.parse().ok()?));
+        }
+        let (mut topology, mut doubt) = (None, None);
+        for word in words {
+            match word.split_once('=')? {
+                ("topology", value) if topology.is_none() && !value.is_empty() => {
+                    topology = Some(value.to_owned());
+                }
+                ("doubt", value) if doubt.is_none() => doubt = Some(value.parse().ok()?),
+                _ => return None,
+            }
+        }
+        match range {
+            Some((range, made_at_ms)) => {
+                Some(Self::Planned { plan: Plan { origin, range, made_at_ms, topology }, doubt })
+            }
+            None if topology.is_some() => None,
+            None => Some(Self::Settled { origin, doubt }),
+        }
     }
 }
 
 impl fmt::Display for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Foreign | Self::Unreadable => Ok(()),
-            Self::Settled(origin) => write!(f, "{FORMAT} {origin}"),
-            Self::Planned(plan) => {
-                write!(f, "{FORMAT} {} {} {}", plan.origin, plan.range, plan.made_at_ms)
+        let doubt = match self {
+            Self::Foreign | Self::Unreadable => return Ok(()),
+            Self::Settled { origin, doubt } => {
+                write!(f, "{FORMAT} {origin}")?;
+                doubt
             }
+            Self::Planned { plan, doubt } => {
+                write!(f, "{FORMAT} {} {} {}", plan.origin, plan.range, plan.made_at_ms)?;
+                if let Some(topology) = &plan.topology {
+                    write!(f, " topology={topology}")?;
+                }
+                doubt
+            }
+        };
+        match doubt {
+            Some(doubt) => write!(f, " doubt={doubt}"),
+            None => Ok(()),
         }
-    }
-}
-
-/// Which of the inserts of one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Token {
-    /// The whole block.
-    Block,
-    /// What the table lacks of it, for the nth time; from 1.
-    Repair(u32),
-}
-
-/// What a deduplication token is made of, besides the block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenScope {
-    /// Consumer group.
-    pub group: String,
-    /// UUID of the table.
-    pub table_uuid: String,
-}
-
-impl TokenScope {
-    /// The `insert_deduplication_token` of an insert of `plan`: equal for every attempt, unlike for anything else.
-    pub fn deduplication_token(&self, partition: i32, plan: &Plan, token: Token) -> String {
-        let block = self.block_name(partition, plan);
-        match token {
-            Token::Block => block,
-            Token::Repair(1) => format!("{block}:repair"),
-            Token::Repair(n) => format!("{block}:repair:{n}"),
-        }
-    }
-
-    /// The `query_id` of every insert and read-back of `plan`: the server refuses to run two queries of one id at the same
-    /// time, so that an attempt that still runs there excludes its repetition, and the question whether it was successful.
-    pub fn query_id(&self, partition: i32, plan: &Plan) -> String {
-        format!("penstock:{}", self.block_name(partition, plan))
-    }
-
-    fn block_name(&self, partition: i32, plan: &Plan) -> String {
-        format!("{}:{}:{}:{partition}:{}", self.group, self.table_uuid, plan.origin.topic_id, plan.range)
     }
 }
 
@@ -169,19 +177,29 @@ mod tests {
         Origin { topic_id: "b8tRS7h4TJ2Vt43Dp85v2A".into(), first_partitions: 12 }
     }
 
-    fn plan() -> Plan {
-        Plan { origin: origin(), range: OffsetRange::new(10, 25).unwrap(), made_at_ms: 1_764_000_000_000 }
+    fn plan(topology: Option<&str>) -> Plan {
+        Plan {
+            origin: origin(),
+            range: OffsetRange::new(10, 25).unwrap(),
+            made_at_ms: 1_764_000_000_000,
+            topology: topology.map(ToOwned::to_owned),
+        }
     }
 
     #[test]
     fn what_is_committed_is_read_back() {
-        for metadata in [Metadata::Settled(origin()), Metadata::Planned(plan())] {
+        for (metadata, text) in [
+            (Metadata::Settled { origin: origin(), doubt: None }, ""),
+            (Metadata::Settled { origin: origin(), doubt: Some(40) }, " doubt=40"),
+            (Metadata::Planned { plan: plan(None), doubt: None }, " 10..25 1764000000000"),
+            (
+                Metadata::Planned { plan: plan(Some("a1")), doubt: Some(40) },
+                " 10..25 1764000000000 topology=a1 doubt=40",
+            ),
+        ] {
+            assert_eq!(metadata.to_string(), format!("penstock/1 b8tRS7h4TJ2Vt43Dp85v2A 12{text}"));
             assert_eq!(Metadata::parse(&metadata.to_string()), metadata);
         }
-        assert_eq!(
-            Metadata::Planned(plan()).to_string(),
-            "penstock/1 b8tRS7h4TJ2Vt43Dp85v2A 12 10..25 1764000000000"
-        );
     }
 
     #[test]
@@ -202,25 +220,13 @@ mod tests {
             "penstock/1 id 3 1..2",
             "penstock/1 id 3 1..2 3 4",
             "penstock/1 id 3 1-2 3",
+            "penstock/1 id 3 1..2 3 topology=",
+            "penstock/1 id 3 1..2 3 topology=a topology=b",
+            "penstock/1 id 3 topology=a",
+            "penstock/1 id 3 doubt=x",
+            "penstock/1 id 3 other=1",
         ] {
             assert_eq!(Metadata::parse(unreadable), Metadata::Unreadable, "{unreadable:?}");
         }
-    }
-
-    #[test]
-    fn tokens_name_group_table_topic_partition_and_range() {
-        let scope = TokenScope { group: "shop.web.export-warehouse".into(), table_uuid: "t-1".into() };
-        assert_eq!(
-            scope.deduplication_token(3, &plan(), Token::Block),
-            "shop.web.export-warehouse:t-1:b8tRS7h4TJ2Vt43Dp85v2A:3:10..25"
-        );
-        assert!(scope.deduplication_token(3, &plan(), Token::Repair(1)).ends_with(":3:10..25:repair"));
-        assert!(scope.deduplication_token(3, &plan(), Token::Repair(2)).ends_with(":repair:2"));
-        let later = Plan { made_at_ms: 0, ..plan() };
-        assert_eq!(
-            scope.deduplication_token(3, &plan(), Token::Block),
-            scope.deduplication_token(3, &later, Token::Block),
-            "the time of a plan is not part of the token"
-        );
     }
 }
