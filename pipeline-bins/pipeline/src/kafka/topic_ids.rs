@@ -68,7 +68,7 @@ impl FromStr for TopicId {
 }
 
 /// The id of `topic`; `None` when there is no such topic. Asks the brokers, never a cache; blocks for at most `timeout`
-/// and half a second.
+/// and a second.
 pub fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,

@@ -2,7 +2,7 @@
 //! offsets by isolation level, and the committed offsets of a group with their metadata.
 //!
 //! All are plain functions that take a client handle which exists already (`consumer.client()`, `producer.client()`),
-//! block for at most their time-out and half a second, and may be called from any thread; from asynchronous code call
+//! block for at most their time-out and a second, and may be called from any thread; from asynchronous code call
 //! them on a thread for blocking work. Errors say what was asked of which topic.
 //!
 //! rdkafka's own `alter_configs` is not used anywhere: it resets every key that it is not given.

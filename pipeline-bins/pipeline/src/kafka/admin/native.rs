@@ -65,7 +65,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Sends one admin request and waits for its answer. `what` is for the message of an error.
 ///
 /// `submit` gets the client, the options and the queue for the answer, and calls the librdkafka function of `operation`
-/// once. Blocks for at most `timeout` and half a second.
+/// once. Blocks for at most `timeout` and a second.
 pub(super) fn request<C: ClientContext>(
     client: &Client<C>,
     what: &str,
@@ -143,7 +143,33 @@ pub(super) fn request<C: ClientContext>(
     };
     match code {
         sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(event),
-        code => Err(AdminError::new(what, code.into(), &text)),
+        code => {
+            if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT {
+                learn_brokers(client);
+            }
+            Err(AdminError::new(what, code.into(), &text))
+        }
+    }
+}
+
+/// Longest time that [`learn_brokers`] takes.
+const LEARNING: Duration = Duration::from_millis(400);
+
+/// Asks whichever broker can be had for the metadata of the cluster.
+///
+/// librdkafka 2.12 forgets a broker that a metadata answer leaves out, as answers do that are given while the only broker
+/// starts. Requests to the controller then wait for a broker that it no longer knows, and a client without a subscription
+/// asks for metadata by itself never again: without this it would wait for ever. Seen after a restart of a single broker.
+fn learn_brokers<C: ClientContext>(client: &Client<C>) {
+    let mut metadata = std::ptr::null();
+    // SAFETY: the handle is valid while `client` is borrowed; no topics are asked for beyond those that it knows; what is
+    // returned is ours and goes at once.
+    unsafe {
+        let wait = c_int::try_from(LEARNING.as_millis()).unwrap_or(c_int::MAX);
+        sys::rd_kafka_metadata(client.native_ptr(), 0, std::ptr::null_mut(), &mut metadata, wait);
+        if !metadata.is_null() {
+            sys::rd_kafka_metadata_destroy(metadata);
+        }
     }
 }
 
