@@ -2,7 +2,7 @@
 //!
 //! Each fault that lasts is a value; dropping it ends the fault, so that a failing test leaves a whole platform.
 
-use std::{net::Ipv4Addr, process::Command, time::Duration};
+use std::{net::Ipv4Addr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -27,7 +27,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// The namespace it runs in.
+    /// The namespace in which the platform's own runs.
     pub fn namespace(self) -> &'static str {
         match self {
             Self::Kafka => "streaming",
@@ -46,6 +46,17 @@ impl Server {
     /// Its only pod.
     pub fn pod(self) -> String {
         format!("{}-0", self.name())
+    }
+
+    /// The namespace it runs in, of this cluster: a test may have servers of its own.
+    pub fn namespace_in(self, cluster: &Cluster) -> &str {
+        let address = match self {
+            Self::Kafka => cluster.info.kafka_bootstrap.as_str(),
+            Self::ClickHouse => cluster.info.clickhouse_url.as_str(),
+        };
+        // `<service>.<namespace>:<port>`, with a scheme or without.
+        let host = address.rsplit('/').next().unwrap_or_default().split(':').next().unwrap_or_default();
+        host.split('.').nth(1).unwrap_or_else(|| self.namespace())
     }
 
     fn answers(self, cluster: &Cluster) -> bool {
@@ -108,6 +119,16 @@ impl Cluster {
         self.container(namespace, pod).await?.kill()
     }
 
+    /// Uses up the memory that a pod may use, so that the kernel kills its process, as it does when a process grows too
+    /// large: a file in memory is written on its account.
+    ///
+    /// # Errors
+    /// There is no such pod, it has no limit, or its process outlives it.
+    pub async fn use_up_memory(&self, namespace: &str, pod: &str) -> Result<()> {
+        let container = self.container(namespace, pod).await?;
+        tokio::task::spawn_blocking(move || out_of_memory(&container)).await?
+    }
+
     /// Freezes all processes of a pod with SIGSTOP until the result is dropped.
     ///
     /// # Errors
@@ -151,7 +172,7 @@ impl Cluster {
     pub async fn stop(&self, server: Server) -> Result<Outage> {
         let outage = Outage { cluster: self.clone(), server, over: false };
         self.scale(server, 0)?;
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), server.namespace());
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), server.namespace_in(self));
         wait_until(&format!("{} is gone", server.pod()), Duration::from_secs(60), async || {
             Ok(pods.get_opt(&server.pod()).await?.is_none())
         })
@@ -164,7 +185,7 @@ impl Cluster {
     /// # Errors
     /// It does not in time.
     pub async fn wait_for(&self, server: Server) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), server.namespace());
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), server.namespace_in(self));
         wait_until(&format!("{} serves", server.name()), RETURN, async || {
             let ready =
                 pods.get_opt(&server.pod()).await?.and_then(|pod| pod.status?.conditions).is_some_and(
@@ -185,7 +206,7 @@ impl Cluster {
         let output = Command::new(self.info.bin.join("kubectl"))
             .arg("--kubeconfig")
             .arg(&self.info.kubeconfig)
-            .args(["--namespace", server.namespace(), "scale", "statefulset", server.name()])
+            .args(["--namespace", server.namespace_in(self), "scale", "statefulset", server.name()])
             .arg(format!("--replicas={replicas}"))
             .output()
             .context("running kubectl")?;
@@ -197,4 +218,57 @@ impl Cluster {
         );
         Ok(())
     }
+}
+
+/// A file in memory belongs to the cgroup of who writes it, and is not part of anybody's process: what the kernel finds to
+/// kill is the container's own process. The file is removed at the end, and the memory with it.
+fn out_of_memory(container: &Container) -> Result<()> {
+    struct File(std::path::PathBuf);
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    let pid = container.main_process()?;
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (controllers, path) = (fields.nth(1)?, fields.next()?.trim_start_matches('/'));
+            let tree = match controllers {
+                "" => Path::new("/sys/fs/cgroup").to_owned(),
+                list if list.split(',').any(|name| name == "memory") => {
+                    Path::new("/sys/fs/cgroup/memory").to_owned()
+                }
+                _ => return None,
+            };
+            let group = tree.join(path);
+            ["memory.limit_in_bytes", "memory.max"]
+                .iter()
+                .find_map(|file| std::fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok())
+                .map(|limit| (group, limit))
+        })
+        .with_context(|| format!("process {pid} is in no cgroup with a limit of memory"))?;
+    let (group, limit) = group;
+    // Without a limit, the machine's memory would be used up.
+    anyhow::ensure!(limit <= 4 << 30, "the container may use {limit} bytes: too much to use up");
+    let file = File(format!("/dev/shm/penstock-memory-{pid}").into());
+    // The shell moves itself before it writes; it may be killed as well.
+    let script = format!(
+        "echo $$ > '{}/cgroup.procs' && exec head -c {} /dev/zero > '{}'",
+        group.display(),
+        limit + (64 << 20),
+        file.0.display()
+    );
+    let _ = Command::new("sh").args(["-c", &script]).output().context("running sh")?;
+    let began = std::time::Instant::now();
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        anyhow::ensure!(
+            began.elapsed() < Duration::from_secs(10),
+            "process {pid} runs on although its memory is used up"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

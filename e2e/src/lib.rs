@@ -4,11 +4,13 @@
 pub mod acls;
 pub mod audit;
 pub mod authorities;
+pub mod chaos;
 pub mod cluster;
 pub mod faults;
 pub mod load;
 pub mod pipeline;
 pub mod receiver;
 pub mod second_shard;
+pub mod servers;
 pub mod truth;
 pub mod warehouse;

@@ -42,8 +42,19 @@ impl TestPipeline {
     /// # Errors
     /// That of the test, or the platform is not there.
     pub async fn with(purpose: &str, test: impl AsyncFnOnce(&Self) -> Result<()>) -> Result<()> {
-        let cluster = Cluster::connect().await?;
-        let pipeline = Self::prepare(&cluster, purpose).await?;
+        Self::on(&Cluster::connect().await?, purpose, test).await
+    }
+
+    /// The same, with the Kafka and the ClickHouse of this cluster.
+    ///
+    /// # Errors
+    /// That of the test, or the platform is not there.
+    pub async fn on(
+        cluster: &Cluster,
+        purpose: &str,
+        test: impl AsyncFnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
+        let pipeline = Self::prepare(cluster, purpose).await?;
         let outcome = test(&pipeline).await;
         if outcome.is_err() {
             pipeline.print_state().await;

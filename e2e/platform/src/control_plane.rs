@@ -92,7 +92,7 @@ pub fn ensure_api(layout: &Layout, kubernetes: &Path) -> Result<()> {
             ("service-account-key-file", pki("service-accounts.pub")),
             ("service-account-signing-key-file", pki("service-accounts.key")),
             ("authorization-mode", "Node,RBAC".into()),
-            ("enable-admission-plugins", "NodeRestriction".into()),
+            ("enable-admission-plugins", "NodeRestriction,OwnerReferencesPermissionEnforcement".into()),
             ("allow-privileged", "true".into()),
             ("profiling", "false".into()),
             ("v", "1".into()),

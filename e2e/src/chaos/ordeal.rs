@@ -1,0 +1,173 @@
+//! One run: servers and a pipeline, a load, whatever strikes meanwhile, and the account.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::strike::Striker;
+use crate::{
+    audit::{self, Sources, account::Account, content::Ignored, journal::Journal, table::Table},
+    cluster::wait_until,
+    load::{self, Campaign, Deaths, Pace},
+    pipeline::{TOKEN, TestPipeline},
+    servers::OwnServers,
+};
+
+/// The size of a run.
+#[derive(Clone, Debug)]
+pub struct Size {
+    /// Events that are to be acknowledged at least.
+    pub events: u64,
+    /// Events a second while faults strike.
+    pub rate: u64,
+    /// How long the pipeline may take to be itself again after the last fault.
+    pub patience: Duration,
+}
+
+/// Runs a pipeline with servers of its own under load, lets `trouble` strike, and gives the account to `judge`. Everything
+/// is taken away at the end, whatever became of it.
+///
+/// # Errors
+/// Trouble's or the judge's, events are refused, the pipeline does not become quiet, or a dead letter is there that was not
+/// meant to be.
+pub async fn run(
+    purpose: &str,
+    size: Size,
+    trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
+    judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
+) -> Result<()> {
+    OwnServers::with(purpose, async |cluster| {
+        TestPipeline::on(cluster, purpose, async |pipeline| {
+            let directory = tempfile_in_target()?;
+            let journal = directory.join(format!("{}.journal", pipeline.namespace));
+            let outcome = under_fire(pipeline, &size, &journal, trouble, judge).await;
+            if outcome.is_ok() {
+                std::fs::remove_file(&journal)?;
+            } else {
+                eprintln!("the journal is kept: {}", journal.display());
+            }
+            outcome
+        })
+        .await
+    })
+    .await
+}
+
+fn tempfile_in_target() -> Result<PathBuf> {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/journals");
+    std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// A transformation that marks what it sees, and fails on some; a small block, so that there are many.
+fn spec(pipeline: &TestPipeline) -> Value {
+    let mut spec = pipeline.spec();
+    spec["kafka"]["topics"]["defaults"]["partitions"] = json!(4);
+    spec["transformation"] = json!({"steps": [
+        {"name": "mark", "vrl": ".properties.seen_by = \"transformation\""},
+        {"name": "poison", "onError": "DeadLetter", "vrl": load::POISON},
+    ]});
+    spec["exports"][0]["block"] = json!({"maxRows": "20k", "maxAge": "1s"});
+    spec
+}
+
+async fn under_fire(
+    pipeline: &TestPipeline,
+    size: &Size,
+    journal: &std::path::Path,
+    trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
+    judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
+) -> Result<()> {
+    let spec = spec(pipeline);
+    pipeline.apply(&spec).await?;
+    pipeline.wait_ready(Duration::from_secs(180)).await?;
+    // Merges would fold repeated rows, and with them the evidence. The setting outlives a restart of the server; without
+    // merges, parts pile up beyond what is usual.
+    pipeline
+        .cluster
+        .warehouse
+        .text(&format!(
+            "ALTER TABLE {} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, \
+             max_bytes_to_merge_at_min_space_in_pool = 1, parts_to_delay_insert = 100000, \
+             parts_to_throw_insert = 100000, max_parts_in_total = 1000000",
+            pipeline.table()
+        ))
+        .await?;
+
+    let forward = pipeline.capture().await?;
+    let pace = Arc::new(Pace::default());
+    let began = tokio::time::Instant::now();
+    let campaign = Campaign {
+        url: forward.url(),
+        token: TOKEN.to_owned(),
+        acknowledged: size.events,
+        batch: 100,
+        clients: 8,
+        rate: size.rate,
+        run_id: pipeline.namespace.clone(),
+    };
+    let writer = Arc::new(Journal::create(journal)?);
+    let mut sending = tokio::spawn(load::campaign(campaign, writer, Arc::clone(&pace)));
+    let mut striker = Striker::new(pipeline, spec);
+    let deaths = tokio::select! {
+        ended = &mut sending => ended??,
+        struck = trouble(&mut striker, &pace) => {
+            struck?;
+            pace.release();
+            sending.await??
+        }
+    };
+    println!("{:5.1} s: {} events are acknowledged", began.elapsed().as_secs_f64(), pace.acknowledged());
+    let grown = striker.grown;
+
+    pipeline.wait_ready(size.patience).await.context("the pipeline is not ready after the faults")?;
+    wait_until("the pipeline reports a lag of 0", size.patience, async || {
+        Ok(pipeline.get().await?.status.and_then(|status| status.lag) == Some(0))
+    })
+    .await?;
+    let sources = Sources {
+        bootstrap_servers: pipeline.cluster.kafka(),
+        kafka_properties: Vec::new(),
+        topic_prefix: pipeline.topic(""),
+        table: Table {
+            url: pipeline.cluster.info.clickhouse_on_host(),
+            user: None,
+            password: None,
+            name: pipeline.table(),
+        },
+        journal: Some(journal.to_owned()),
+        ignored: Ignored::default().and(["seen_by".to_owned()]),
+        partitions_grown: grown,
+        others_send: false,
+        progress: size.events > 500_000,
+    };
+    // Whatever would still come twice comes within a take-over.
+    audit::settle(&sources, Duration::from_secs(5), size.patience).await?;
+    let account = audit::take(&sources).await?;
+    println!("{:5.1} s: the account\n{account}", began.elapsed().as_secs_f64());
+    ensure!(account.is_clean(), "the account is not clean");
+    ensure!(account.table.merged_parts == 0, "merges were not stopped: repeated rows may have been folded");
+    ensure!(account.table.topic_ids == 1, "rows name {} topic ids", account.table.topic_ids);
+    only_those_died_that_should(&account, &deaths)?;
+    judge(pipeline, &account).await
+}
+
+fn only_those_died_that_should(account: &Account, deaths: &Deaths) -> Result<()> {
+    let letters = |step: &str, reason: &str| {
+        account.dead_letters.get(&(step.to_owned(), reason.to_owned())).copied().unwrap_or_default()
+    };
+    let transformation = letters("transformation", "transformation_failed");
+    let capture = letters("capture", "invalid_distinct_id");
+    ensure!(
+        transformation + capture == account.dead(),
+        "dead letters that were not meant to be: {:?}",
+        account.dead_letters
+    );
+    ensure!(
+        (deaths.in_transformation..=deaths.in_transformation + deaths.uncertain).contains(&transformation)
+            && (deaths.in_capture..=deaths.in_capture + deaths.uncertain).contains(&capture),
+        "{transformation} and {capture} dead letters, where {deaths:?}"
+    );
+    Ok(())
+}
