@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Debug, future::Future, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -33,6 +33,7 @@ use crate::{
     metrics::Metrics,
     observe::{
         children::Stores,
+        listing::{Abandoned, Listing, Mark},
         outside::Outside,
         references::{ReferenceNames, ReferenceReader},
     },
@@ -49,7 +50,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(15);
 
 /// Runs until `shutdown` ends; passes under way are finished.
 ///
-/// `ready` passes once every watch has listed, `alive` beats while the queue is served.
+/// `ready` passes once every watch has listed, those of pipelines and of what they name among them; `alive` beats while the
+/// queue is served.
 ///
 /// # Errors
 /// A watch ended before it listed, which happens only while stopping.
@@ -61,25 +63,46 @@ pub async fn run(
     ready: Check,
     alive: Heartbeat,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
-) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
+) -> Result<(), Abandoned> {
+    let listing = Listing::default();
     let namespace = options.watch_namespace.as_deref();
     let of_our_class = watcher::Config::default().labels(&options.pipeline_selector());
     let ours = watcher::Config::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
 
-    let (pipelines, pipeline_events) = watched::<IngestionPipeline>(&client, namespace, of_our_class);
-    let (deployments, deployment_events) = watched::<Deployment>(&client, namespace, ours.clone());
-    let (config_maps, config_map_events) = watched::<ConfigMap>(&client, namespace, ours.clone());
-    let (secrets, secret_events) = watched::<Secret>(&client, namespace, ours.clone());
-    let (service_accounts, account_events) = watched::<ServiceAccount>(&client, namespace, ours.clone());
-    let (disruption_budgets, budget_events) =
-        watched::<PodDisruptionBudget>(&client, namespace, ours.clone());
-    let (network_policies, policy_events) = watched::<NetworkPolicy>(&client, namespace, ours.clone());
-    let (services, service_events) = watched::<Service>(&client, namespace, ours.clone());
-    let (replica_sets, set_events) = watched::<PartialObjectMeta<ReplicaSet>>(&client, namespace, ours);
-    let (all_secrets, any_secret_events) =
-        watched::<PartialObjectMeta<Secret>>(&client, namespace, watcher::Config::default());
-    let (all_config_maps, any_config_map_events) =
-        watched::<PartialObjectMeta<ConfigMap>>(&client, namespace, watcher::Config::default());
+    let (pipelines, pipeline_events) =
+        watched::<IngestionPipeline>(&client, namespace, of_our_class, listing.expect("IngestionPipelines"));
+    let (deployments, deployment_events) =
+        watched::<Deployment>(&client, namespace, ours.clone(), listing.expect("Deployments"));
+    let (config_maps, config_map_events) =
+        watched::<ConfigMap>(&client, namespace, ours.clone(), listing.expect("our ConfigMaps"));
+    let (secrets, secret_events) =
+        watched::<Secret>(&client, namespace, ours.clone(), listing.expect("our Secrets"));
+    let (service_accounts, account_events) =
+        watched::<ServiceAccount>(&client, namespace, ours.clone(), listing.expect("ServiceAccounts"));
+    let (disruption_budgets, budget_events) = watched::<PodDisruptionBudget>(
+        &client,
+        namespace,
+        ours.clone(),
+        listing.expect("PodDisruptionBudgets"),
+    );
+    let (network_policies, policy_events) =
+        watched::<NetworkPolicy>(&client, namespace, ours.clone(), listing.expect("NetworkPolicies"));
+    let (services, service_events) =
+        watched::<Service>(&client, namespace, ours.clone(), listing.expect("Services"));
+    let (replica_sets, set_events) =
+        watched::<PartialObjectMeta<ReplicaSet>>(&client, namespace, ours, listing.expect("ReplicaSets"));
+    let (all_secrets, any_secret_events) = watched::<PartialObjectMeta<Secret>>(
+        &client,
+        namespace,
+        watcher::Config::default(),
+        listing.expect("all Secrets"),
+    );
+    let (all_config_maps, any_config_map_events) = watched::<PartialObjectMeta<ConfigMap>>(
+        &client,
+        namespace,
+        watcher::Config::default(),
+        listing.expect("all ConfigMaps"),
+    );
 
     let context = Arc::new(Context {
         references: ReferenceReader::new(client.clone(), all_secrets, all_config_maps),
@@ -125,14 +148,12 @@ pub async fn run(
         })
         .graceful_shutdown_on(shutdown);
 
-    let stores_of = context.clone();
+    let listed = listing.clone();
     let stores = async move {
-        let listed = stores_of.stores.ready().await;
-        if listed.is_ok() {
-            ready.pass();
-            tracing::info!("every watch has listed");
-        }
-        listed
+        listed.complete().await?;
+        ready.pass();
+        tracing::info!("every watch has listed");
+        Ok::<_, Abandoned>(())
     };
     let waiting = context.clone();
     let passes = controller
@@ -144,9 +165,10 @@ pub async fn run(
                     pipeline = object.name_any(),
                     generation = object.metadata.generation.unwrap_or_default(),
                 );
+                let listing = listing.clone();
                 async move {
                     // A store that has not listed yet would make every child look absent.
-                    if context.stores.ready().await.is_err() {
+                    if listing.complete().await.is_err() {
                         return Ok(kube::runtime::controller::Action::await_change());
                     }
                     reconcile(object, context).await
@@ -227,6 +249,7 @@ fn watched<K>(
     client: &Client,
     namespace: Option<&str>,
     config: watcher::Config,
+    mark: Mark,
 ) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + 'static + use<K>)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -241,8 +264,18 @@ where
     let (store, writer) = reflector::store::<K>();
     let stream = watcher(api::<K>(client, namespace), config)
         .default_backoff()
+        // The watch is tried again by itself; that it fails is said once for each try, which become more and more seldom.
+        .inspect_err(|error| {
+            tracing::warn!(kind = %<K as Lookup>::kind(&()), %error, "a watch of the API server failed; it is tried again");
+        })
         .modify(|object| object.managed_fields_mut().clear())
         .reflect(writer)
+        // Behind the store, which has everything by then.
+        .inspect_ok(move |event| {
+            if matches!(event, watcher::Event::InitDone) {
+                mark.listed();
+            }
+        })
         .touched_objects();
     (store, stream)
 }

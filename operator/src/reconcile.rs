@@ -38,6 +38,9 @@ use crate::{
     validate::{self, Component, Destination, Owner, Problems, ValidatedPipeline},
 };
 
+/// Longest time of one pass. Every request has a bound of its own; this one is for what nobody thought of, so that a
+/// pipeline is never left to itself while the process looks alive.
+const LONGEST_PASS: Duration = Duration::from_secs(300);
 /// How long a watch may be behind our own writes of the status.
 const WATCH_IS_BEHIND: Duration = Duration::from_secs(5);
 
@@ -79,6 +82,9 @@ pub enum Error {
     /// The pods of a pipeline that goes could not be listed.
     #[error("cannot list the pods that are still there: {0}")]
     Pods(kube::Error),
+    /// Something in it did not end.
+    #[error("the pass was broken off after {} s; what it had not written yet is written in the next one", LONGEST_PASS.as_secs())]
+    TooSlow,
     /// The workloads of a pipeline that goes could not be removed.
     #[error(transparent)]
     Stop(#[from] crate::apply::ApplyError),
@@ -89,6 +95,7 @@ impl Error {
         match self {
             Self::Status(_) => "report",
             Self::Finalizer(_) | Self::Pods(_) | Self::Stop(_) => "cleanup",
+            Self::TooSlow => "pass",
         }
     }
 }
@@ -101,11 +108,14 @@ pub async fn reconcile(object: Arc<IngestionPipeline>, context: Arc<Context>) ->
     let begun = Instant::now();
     let memory = context.memories.of(object.metadata.uid.as_deref().unwrap_or_default());
     let mut memory = memory.lock().await;
-    let result = if object.metadata.deletion_timestamp.is_some() {
-        clean_up(&object, &context, &mut memory).await
-    } else {
-        pass(&object, &context, &mut memory).await
+    let work = async {
+        if object.metadata.deletion_timestamp.is_some() {
+            clean_up(&object, &context, &mut memory).await
+        } else {
+            pass(&object, &context, &mut memory).await
+        }
     };
+    let result = tokio::time::timeout(LONGEST_PASS, work).await.unwrap_or(Err(Error::TooSlow));
     match &result {
         Ok(_) => memory.passes.succeeded(),
         Err(error) => context.metrics.failed(error.phase()),

@@ -93,21 +93,6 @@ impl Stores {
             services: owned(&self.services, namespace, uid),
         }
     }
-
-    /// Waits until every watch has listed once.
-    ///
-    /// # Errors
-    /// A watch has ended, which happens when the process stops.
-    pub async fn ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
-        self.deployments.wait_until_ready().await?;
-        self.replica_sets.wait_until_ready().await?;
-        self.config_maps.wait_until_ready().await?;
-        self.secrets.wait_until_ready().await?;
-        self.service_accounts.wait_until_ready().await?;
-        self.disruption_budgets.wait_until_ready().await?;
-        self.network_policies.wait_until_ready().await?;
-        self.services.wait_until_ready().await
-    }
 }
 
 /// Whether the object's controller has this UID.

@@ -1,6 +1,7 @@
 //! All reads of a pass: children, references, Kafka and ClickHouse.
 
 pub mod children;
+pub mod listing;
 pub mod outside;
 pub mod pods;
 mod readiness;
