@@ -318,3 +318,25 @@ async fn latest_is_the_end_at_the_first_assignment_also_after_a_restart() {
     assert_eq!(numbers(&cluster.read(&sink)), [11, 12, 13]);
     engine.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+async fn an_engine_that_has_waited_for_long_goes_on_with_a_new_consumer() {
+    let mut cluster = Cluster::new("waits");
+    let (sink, dead) = (cluster.topic("sink", 1), cluster.topic("dead-letter", 1));
+    let engine = Engine::start(&cluster, "pod-0", |_| {});
+    let deadline = Instant::now() + TIMEOUT.max(Duration::from_secs(120));
+    while engine.metric("penstock_source_consumers_total") < 2 {
+        assert!(Instant::now() < deadline, "{:?}", engine.running.status());
+        assert_eq!(engine.running.status().liveness(), Ok(()), "a restart would not bring the topic");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let told = engine.running.status().readiness().expect_err("there is nothing to read");
+    assert!(told.contains("topic"), "{told}");
+
+    let source = cluster.topic("source", 1);
+    load(&cluster, &source, 0..100);
+    cluster.wait_for_no_lag(&source, TIMEOUT);
+    assert_exactly_once(&cluster, &sink, &dead, 0..100);
+    engine.stop().await;
+}

@@ -90,6 +90,8 @@ pub(super) fn run(
         progress: Progress::default(),
         found_nothing: false,
         failures: 0,
+        renewed: (0, Duration::ZERO),
+        placing: (0, Duration::ZERO),
         looked_at: Duration::ZERO,
         topic_looked_at: Duration::ZERO,
         options,
@@ -97,6 +99,7 @@ pub(super) fn run(
         status,
         stop,
     };
+    driver.metrics.consumers.inc();
     let result = driver.run();
     info!("the engine leaves its consumer group");
     result.map_err(|error| Stopped::Client {
@@ -136,6 +139,10 @@ struct Driver<'a, P, F> {
     /// Since the last look there was a moment at which nothing was there to be taken.
     found_nothing: bool,
     failures: u32,
+    /// New consumers in the present trouble, and when the last one was made.
+    renewed: (u32, Duration),
+    /// Tries to place partitions since one succeeded, and when the next one is due.
+    placing: (u32, Duration),
     looked_at: Duration,
     topic_looked_at: Duration,
     metrics: Metrics,

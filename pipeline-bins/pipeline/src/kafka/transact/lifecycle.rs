@@ -284,9 +284,33 @@ pub fn back_off(failures: u32) -> Duration {
     }
 }
 
+/// Whether to give the consumer up for a new one: nothing has gone through for so long (`trouble`), and since the last new
+/// consumer for so long (`since_last`); `renewed` is how many there were in this trouble.
+///
+/// A client that has lost its way among brokers that came and went does not always find back, and a new one begins from the
+/// bootstrap servers. Where it is the brokers that are away, a new one does no harm, as long as there are few: after 45
+/// seconds, then each time twice as long after the one before, to 12 minutes.
+pub fn renews_consumer(trouble: Duration, since_last: Duration, renewed: u32) -> bool {
+    const FIRST: Duration = Duration::from_secs(45);
+    trouble >= FIRST && since_last >= FIRST * (1 << renewed.min(4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lasting_trouble_makes_new_consumers_more_and_more_seldom() {
+        let (mut last, mut renewals) = (0, Vec::new());
+        for now in 0..3_600 {
+            let seconds = Duration::from_secs;
+            if renews_consumer(seconds(now), seconds(now - last), renewals.len() as u32) {
+                last = now;
+                renewals.push(now);
+            }
+        }
+        assert_eq!(renewals, [45, 135, 315, 675, 1_395, 2_115, 2_835, 3_555]);
+    }
 
     const LIMITS: Limits = Limits {
         messages: 10,

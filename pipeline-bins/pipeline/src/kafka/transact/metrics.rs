@@ -74,6 +74,7 @@ pub(super) struct Metrics {
     pub assigned: Gauge,
     pub rebalances: Counter,
     pub producers: Counter,
+    pub consumers: Counter,
 }
 
 impl Metrics {
@@ -96,6 +97,7 @@ impl Metrics {
             assigned: Gauge::default(),
             rebalances: Counter::default(),
             producers: Counter::default(),
+            consumers: Counter::default(),
         };
         registry.register("messages_read", "Messages taken from a topic and committed", metrics.read.clone());
         registry.register_with_unit(
@@ -173,6 +175,11 @@ impl Metrics {
             "transaction_producers",
             "Producers made: one at the start, another after a fatal error",
             metrics.producers.clone(),
+        );
+        registry.register(
+            "source_consumers",
+            "Consumers made: one at the start, another when one cannot be trusted or nothing goes through for long",
+            metrics.consumers.clone(),
         );
         metrics
     }

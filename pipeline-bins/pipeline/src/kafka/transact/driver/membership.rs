@@ -184,6 +184,7 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
                 }
                 self.partitions.clear();
                 self.happened(Event::ConsumerReplaced);
+                self.metrics.consumers.inc();
                 // Closes the old one, which leaves the group.
                 self.consumer = consumer;
             }

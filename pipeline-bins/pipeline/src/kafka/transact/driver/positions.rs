@@ -6,12 +6,15 @@ use rdkafka::{Offset, TopicPartitionList, consumer::Consumer, error::KafkaError}
 use tracing::{debug, error, warn};
 
 use super::{CALL, Driver};
-use crate::kafka::{
-    topic_ids,
-    transact::{
-        Faults, Process,
-        lifecycle::{Event, Remedy, State},
-        starts::{CommittedOffset, Hold, Origin, Seen, Start, start},
+use crate::{
+    config::Source,
+    kafka::{
+        admin, topic_ids,
+        transact::{
+            Faults, Process,
+            lifecycle::{Event, Remedy, State},
+            starts::{CommittedOffset, Hold, Origin, Seen, Start, start},
+        },
     },
 };
 
@@ -86,9 +89,15 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
         let metadata = client.fetch_metadata(Some(&source.topic), CALL).map_err(|error| error.to_string())?;
         let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
         let count = i32::try_from(count).unwrap_or(i32::MAX);
-        // The offsets of all partitions, those of others as well: they say how many there were at first.
-        let mut list = TopicPartitionList::with_capacity(usize::try_from(count).unwrap_or(0));
-        for partition in 0..count {
+        let first_known = self.topic.as_ref().filter(|topic| topic.topic_id == topic_id);
+        let mut first_partitions = match first_known {
+            Some(topic) => topic.first_partitions,
+            None => count.min(self.first_partitions(&source, count, &topic_id)?),
+        };
+        // Only those that are to be placed: the offset of another one may belong to a transaction that its owner has not
+        // decided yet, and the broker does not answer before.
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in partitions {
             list.add_partition(&source.topic, partition);
         }
         let committed = client
@@ -101,16 +110,12 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
                 .map_err(|error| format!("offset of partition {}: {error}", element.partition()))?;
             if let Offset::Offset(offset) = element.offset() {
                 let origin = Origin::parse(element.metadata());
+                if let Some(origin) = origin.as_ref().filter(|origin| origin.topic_id == topic_id) {
+                    first_partitions = first_partitions.min(origin.first_partitions);
+                }
                 offsets.insert(element.partition(), CommittedOffset { offset, origin });
             }
         }
-        let first_partitions = offsets
-            .values()
-            .filter_map(|committed| committed.origin.as_ref())
-            .filter(|origin| origin.topic_id == topic_id)
-            .map(|origin| origin.first_partitions)
-            .min()
-            .unwrap_or(count);
         let topic = Origin { topic_id, first_partitions };
         let mut starts = Vec::with_capacity(partitions.len());
         for &partition in partitions {
@@ -130,6 +135,23 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             }
         }
         Ok(starts)
+    }
+
+    /// How many partitions the topic of this id had when the group began to read it, by what the group has committed; the
+    /// most there can be when it has committed nothing. An offset that is not decided yet says the same as the one before.
+    fn first_partitions(&self, source: &Source, count: i32, topic_id: &str) -> Result<i32, String> {
+        let all: Vec<(&str, i32)> = (0..count).map(|partition| (source.topic.as_str(), partition)).collect();
+        let answers = admin::committed_offsets(self.consumer.client().client(), &source.group, &all, CALL)
+            .map_err(|error| error.to_string())?;
+        let mut first = i32::MAX;
+        for answer in answers.into_values() {
+            let Some(committed) = answer.map_err(|error| error.to_string())? else { continue };
+            let origin = std::str::from_utf8(&committed.metadata).ok().and_then(Origin::parse);
+            if let Some(origin) = origin.filter(|origin| origin.topic_id == topic_id) {
+                first = first.min(origin.first_partitions);
+            }
+        }
+        Ok(first)
     }
 
     pub(super) fn hold(&mut self, partition: i32, hold: Hold) {

@@ -65,7 +65,13 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
 
     pub(super) fn trouble(&self, reason: String) {
         let mut facts = self.status.facts();
-        let since = facts.trouble.take().map_or_else(|| self.status.now(), |(since, _)| since);
+        let since = match facts.trouble.take() {
+            Some((since, known)) if known == reason => since,
+            before => {
+                info!(topic = self.options.source.topic, reason, "what keeps the engine from going on");
+                before.map_or_else(|| self.status.now(), |(since, _)| since)
+            }
+        };
         facts.trouble = Some((since, reason));
     }
 

@@ -11,7 +11,7 @@ use crate::kafka::{
     topic_ids,
     transact::{
         Faults, Process,
-        lifecycle::{Event, Remedy, State},
+        lifecycle::{self, Event, Remedy, State},
         metrics::ByPartition,
         stall::Answer,
         starts::Hold,
@@ -64,10 +64,10 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             facts.trouble.is_some()
         };
         if !unplaced.is_empty() && matches!(self.state, State::Idle { .. } | State::Open { .. }) {
-            match self.place(&unplaced) {
-                Ok(()) => self.happened(Event::Moved),
-                Err(reason) => self.trouble(format!("reading positions: {reason}")),
-            }
+            self.place_again(unplaced);
+        }
+        if self.renew_consumer() {
+            return;
         }
         // With nothing to do, an answer of a broker is what tells that a trouble is over.
         let hopeful = in_trouble && nothing_waits;
@@ -78,6 +78,57 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
                 self.status.facts().trouble = None;
             }
         }
+    }
+
+    /// Places partitions whose position could not be read when they came.
+    ///
+    /// All at once at first, and then one after the other: one whose offset belongs to a transaction that nobody ends
+    /// keeps the others from being answered. Between two tries passes as long as a try takes, so that the group and the
+    /// partitions that go on are served.
+    fn place_again(&mut self, mut partitions: Vec<i32>) {
+        let (tries, due) = self.placing;
+        let began = self.status.now();
+        if began < due {
+            return;
+        }
+        if tries > 0 {
+            let one = partitions[tries as usize % partitions.len()];
+            partitions = vec![one];
+        }
+        match self.place(&partitions) {
+            Ok(()) => {
+                self.placing = (0, Duration::ZERO);
+                self.happened(Event::Moved);
+            }
+            Err(reason) => {
+                let now = self.status.now();
+                self.placing = (tries.saturating_add(1), now + (now - began));
+                self.trouble(format!("reading positions: {reason}"));
+            }
+        }
+    }
+
+    /// Makes a new consumer when nothing has gone through for long. True when it did.
+    fn renew_consumer(&mut self) -> bool {
+        let Some((since, reason)) = self.status.facts().trouble.clone() else {
+            self.renewed = (0, Duration::ZERO);
+            return false;
+        };
+        let now = self.status.now();
+        let (renewed, last) = self.renewed;
+        let trouble = now.saturating_sub(since);
+        if !lifecycle::renews_consumer(trouble, now.saturating_sub(last.max(since)), renewed) {
+            return false;
+        }
+        warn!(
+            topic = self.options.source.topic,
+            seconds = trouble.as_secs(),
+            reason,
+            "nothing goes through for long; making a new consumer"
+        );
+        self.renewed = (renewed.saturating_add(1), now);
+        self.replace_consumer();
+        true
     }
 
     /// Finds out which partitions stand still, and asks the broker about those.
