@@ -30,5 +30,6 @@ install-operator: ## Images and charts of this clone, onto the running platform
 	@e2e/install-operator
 
 include e2e/bench.mk
+include e2e/chaos.mk
 include e2e/platform.mk
 include charts/charts.mk
