@@ -1,8 +1,8 @@
 //! The local platform: a real single-node Kubernetes cluster with Kafka and ClickHouse in it.
 //!
 //! The `platform` command brings it up and takes it down. Tests use this library to learn where the
-//! cluster is ([`layout::Layout`], [`info::PlatformInfo`]), to reach addresses inside it ([`forward::Forward`]), and to
-//! do harm to it ([`container::Container`]).
+//! cluster is ([`layout::Layout`], [`info::PlatformInfo`]), to reach addresses inside it ([`forward::Forward`]), to do harm
+//! to it ([`container::Container`]), and to have several ClickHouse servers beside it ([`shards::Shards`]).
 //!
 //! The node lives in a network namespace that has no link to the machine's own: pod, service and node
 //! addresses mean nothing outside it, and nothing inside it can leave. Every way in is a listener on
@@ -26,5 +26,6 @@ pub mod pki;
 pub mod preflight;
 pub mod progress;
 pub mod services;
+pub mod shards;
 pub mod toolchain;
 pub mod up;

@@ -164,6 +164,23 @@ pub fn clickhouse(layout: &Layout) -> Result<PathBuf> {
     })
 }
 
+/// A program that runs the ClickHouse server on this machine; it needs the folder of [`clickhouse`] in `LD_LIBRARY_PATH`.
+///
+/// # Errors
+/// The compiler fails.
+pub fn clickhouse_launcher(layout: &Layout) -> Result<PathBuf> {
+    let source = layout.sources.join("images/clickhouse/launcher.c");
+    let dir = cache::ensure(layout, Key::of("clickhouse-launcher").with_file(&source)?, |new| {
+        Run::new("gcc")
+            .args(["-O2", "-s", "-Wall", "-Werror", "-o"])
+            .arg(new.join("clickhouse-server"))
+            .arg(&source)
+            .arg("-ldl")
+            .quiet()
+    })?;
+    Ok(dir.join("clickhouse-server"))
+}
+
 /// The root file system of images that run glibc programs, in `root`: the C and C++ libraries and CA certificates,
 /// unpacked from Debian packages.
 ///

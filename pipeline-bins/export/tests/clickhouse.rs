@@ -11,7 +11,8 @@ use std::{
 use penstock_pipeline::config::BlockLimits;
 use support::{
     proxy::{Mode, Proxy},
-    world::{World, authority, clickhouse},
+    warehouse::{authority, clickhouse},
+    world::World,
 };
 
 const SMALL_BLOCKS: BlockLimits = BlockLimits { max_rows: 700, max_bytes: 1 << 20, max_age_ms: 150 };

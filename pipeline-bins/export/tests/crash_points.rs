@@ -18,7 +18,7 @@ use penstock_pipeline::{
     command::Context, config::BlockLimits, config::ExportConfig, health::Health, lifecycle::Shutdown,
     telemetry::Metrics,
 };
-use support::world::{World, clickhouse};
+use support::{warehouse::clickhouse, world::World};
 
 const CONFIG: &str = "PENSTOCK_TEST_CRASH_CONFIG";
 const MOMENT: &str = "PENSTOCK_TEST_CRASH_MOMENT";

@@ -1,6 +1,7 @@
 /*
  * ClickHouse from its library, with the interface of the public server image that our manifests use: data in
- * /var/lib/clickhouse, HTTP on 8123, SIGTERM ends it. Further arguments are passed to the server.
+ * /var/lib/clickhouse, HTTP on 8123, SIGTERM ends it. Further arguments are passed to the server; --path, --http_port and
+ * --listen_host take the place of ours, so that several run on one machine.
  *
  * The server runs in a child, because process 1 of a container ignores the signals it has no handler for.
  */
@@ -34,6 +35,12 @@ static void kill_server(int signal) {
     if (server > 0) kill(server, SIGKILL);
 }
 
+static int given(int extra, char **arguments, const char *option) {
+    for (int i = 0; i < extra; i++)
+        if (!strncmp(arguments[i], option, strlen(option))) return 1;
+    return 0;
+}
+
 static int serve(int extra, char **arguments) {
     void *library = dlopen("libchdb.so", RTLD_NOW);
     if (!library) {
@@ -46,16 +53,17 @@ static int serve(int extra, char **arguments) {
         return 1;
     }
     /* A port that nobody named is not opened. */
-    int native = 0;
-    for (int i = 0; i < extra; i++) native |= !strncmp(arguments[i], "--tcp_port=", strlen("--tcp_port="));
-    char *fixed[] = {
-        "clickhouse", "--path=/var/lib/clickhouse", "--http_port=8123", "--listen_host=0.0.0.0", "--multiquery",
-        native ? "--query=SYSTEM START LISTEN TCP; " SERVE : "--query=" SERVE,
-    };
-    int count = sizeof fixed / sizeof *fixed;
-    char **all = calloc(count + extra + 1, sizeof *all);
+    int native = given(extra, arguments, "--tcp_port=");
+    char *own[] = {"--path=/var/lib/clickhouse", "--http_port=8123", "--listen_host=0.0.0.0"};
+    char *options[] = {"--path=", "--http_port=", "--listen_host="};
+    char **all = calloc(sizeof own / sizeof *own + extra + 4, sizeof *all);
     if (!all) return 1;
-    memcpy(all, fixed, sizeof fixed);
+    int count = 0;
+    all[count++] = "clickhouse";
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (!given(extra, arguments, options[i])) all[count++] = own[i];
+    all[count++] = "--multiquery";
+    all[count++] = native ? "--query=SYSTEM START LISTEN TCP; " SERVE : "--query=" SERVE;
     memcpy(all + count, arguments, extra * sizeof *all);
     run(count + extra, all);
     fprintf(stderr, "clickhouse: the server has ended by itself\n");

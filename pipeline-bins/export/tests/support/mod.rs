@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod proxy;
+pub mod warehouse;
 pub mod world;
 
 /// A number that no other test run has used.

@@ -11,12 +11,13 @@ use std::{
 
 use penstock_pipeline::{
     config::{
-        Admin, BlockLimits, ClickHouseDestination, Destination, ExportConfig, Identity, KafkaConnection,
-        RetryConfig, Source, StartFrom,
+        Admin, BlockLimits, ClickHouseDestination, ClickHouseShard, Destination, ExportConfig, Identity,
+        KafkaConnection, RetryConfig, Source, StartFrom,
     },
-    events::{ingested::IngestedEvent, table},
+    events::ingested::IngestedEvent,
     kafka::admin::{self, Isolation, NewTopic, OffsetSpec},
 };
+use penstock_platform::shards::Shards;
 use rdkafka::{
     ClientConfig, Message,
     consumer::{BaseConsumer, Consumer},
@@ -25,17 +26,10 @@ use rdkafka::{
     util::Timeout,
 };
 
+use super::warehouse::{self, LOCAL, clickhouse, run_sql};
+
 pub fn kafka() -> String {
     std::env::var("PENSTOCK_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into())
-}
-
-pub fn clickhouse() -> String {
-    std::env::var("PENSTOCK_TEST_CLICKHOUSE").unwrap_or_else(|_| "http://127.0.0.1:18123".into())
-}
-
-/// `host:port` of a URL.
-pub fn authority(url: &str) -> String {
-    url.trim_start_matches("http://").trim_end_matches('/').to_owned()
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,6 +41,10 @@ pub struct World {
     pub group: String,
     pub database: String,
     pub partitions: i32,
+    /// Where the table `events` is read.
+    warehouse: String,
+    /// Of a cluster, whose servers end with the test; none: the server is everybody's.
+    shards: Vec<ClickHouseShard>,
     directory: tempfile::TempDir,
     consumer: BaseConsumer,
     producer: ThreadedProducer<DefaultProducerContext>,
@@ -54,6 +52,27 @@ pub struct World {
 
 impl World {
     pub fn new(what: &str, partitions: i32) -> Self {
+        let world = Self::without_tables(what, partitions, clickhouse(), Vec::new());
+        world.sql(&format!("CREATE DATABASE {}", world.database));
+        world.create_table();
+        world
+    }
+
+    /// On servers of the test's own: on each the rows in `events_local`, and `events` distributed over all of them.
+    pub fn sharded(what: &str, partitions: i32, servers: &Shards) -> Self {
+        let weights: Vec<u32> = servers.weights().collect();
+        let shards = (0..).zip(weights);
+        let shards: Vec<_> = shards
+            .map(|(shard, weight)| ClickHouseShard { weight, replicas: vec![servers.url(shard)] })
+            .collect();
+        let world = Self::without_tables(what, partitions, servers.url(0), shards);
+        for shard in 0..world.shards.len() {
+            warehouse::create_shard(&servers.url(shard), &world.database);
+        }
+        world
+    }
+
+    fn without_tables(what: &str, partitions: i32, warehouse: String, shards: Vec<ClickHouseShard>) -> Self {
         let name = format!("exporttest_{what}_{}", super::unique());
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", kafka());
@@ -70,6 +89,8 @@ impl World {
             group: format!("{name}.export-test"),
             database: name.clone(),
             partitions,
+            warehouse,
+            shards,
             directory: tempfile::tempdir().unwrap(),
             consumer: config.create().unwrap(),
             producer,
@@ -84,36 +105,12 @@ impl World {
             };
             admin::create_topic(world.consumer.client(), &topic, PATIENCE).unwrap();
         }
-        world.sql(&format!("CREATE DATABASE {}", world.database));
-        world.create_table();
         world
     }
 
     /// The table as the operator makes it. Merges are stopped, so that nothing hides a duplicate.
     pub fn create_table(&self) {
-        let columns: Vec<String> = table::COLUMNS
-            .iter()
-            .map(|column| {
-                let value = match column.value {
-                    table::Value::Inserted => String::new(),
-                    table::Value::Default(expression) => format!(" DEFAULT {expression}"),
-                    table::Value::Materialized(expression) => format!(" MATERIALIZED {expression}"),
-                };
-                let codec = column.codec.map(|codec| format!(" CODEC({codec})")).unwrap_or_default();
-                format!("`{}` {}{value}{codec}", column.name, column.type_)
-            })
-            .collect();
-        self.sql(&format!(
-            "CREATE TABLE {}.events ({}) ENGINE = ReplacingMergeTree({}) PARTITION BY {} ORDER BY {} SAMPLE BY {} \
-             SETTINGS non_replicated_deduplication_window = {}",
-            self.database,
-            columns.join(", "),
-            table::VERSION_COLUMN,
-            table::PARTITION_BY,
-            table::ORDER_BY,
-            table::SAMPLE_BY,
-            table::DEDUPLICATION_WINDOW,
-        ));
+        self.sql(&warehouse::rows_table(&self.database, "events"));
         self.sql(&format!("SYSTEM STOP MERGES {}.events", self.database));
     }
 
@@ -132,7 +129,7 @@ impl World {
     }
 
     pub fn sql(&self, sql: &str) -> String {
-        run_sql(&clickhouse(), sql)
+        run_sql(&self.warehouse, sql)
     }
 
     pub fn config(&self, url: &str, block: BlockLimits) -> ExportConfig {
@@ -158,8 +155,8 @@ impl World {
                 tls: None,
                 auth: None,
                 database: self.database.clone(),
-                table: "events".into(),
-                shards: Vec::new(),
+                table: if self.shards.is_empty() { "events" } else { LOCAL }.into(),
+                shards: self.shards.clone(),
                 block,
                 insert_timeout_ms: 10_000,
                 retry: RetryConfig { max_attempts: None, min_backoff_ms: 50, max_backoff_ms: 1000 },
@@ -345,7 +342,9 @@ impl Drop for World {
         }
         let _ = admin::delete_topic(self.consumer.client(), &self.topic, PATIENCE);
         let _ = admin::delete_topic(self.consumer.client(), &self.dead_letter, PATIENCE);
-        run_sql(&clickhouse(), &format!("DROP DATABASE IF EXISTS {}", self.database));
+        if self.shards.is_empty() {
+            self.sql(&format!("DROP DATABASE IF EXISTS {}", self.database));
+        }
     }
 }
 
@@ -388,9 +387,23 @@ impl Exporter {
         values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
+    /// How many partitions it owns and has looked at.
+    pub fn partitions(&self) -> usize {
+        let text = self.get("/metrics");
+        text.lines().filter(|line| line.starts_with("penstock_source_lag_messages{")).count()
+    }
+
     fn get(&self, path: &str) -> String {
         use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let begun = Instant::now();
+        let mut stream = loop {
+            match std::net::TcpStream::connect(("127.0.0.1", self.port)) {
+                Ok(stream) => break stream,
+                Err(error) if begun.elapsed() > Duration::from_secs(20) => panic!("no admin port: {error}"),
+                // It has only just been started.
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
         write!(stream, "GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -411,23 +424,6 @@ impl Drop for Exporter {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-pub fn run_sql(url: &str, sql: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(authority(url)).unwrap();
-    write!(
-        stream,
-        "POST /?wait_end_of_query=1 HTTP/1.0\r\nHost: test\r\nContent-Length: {}\r\n\r\n{sql}",
-        sql.len()
-    )
-    .unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{sql}: {body}");
-    body.to_owned()
 }
 
 pub fn partition_of(number: u64, partitions: i32) -> i32 {
