@@ -119,12 +119,16 @@ impl TestPipeline {
     /// # Errors
     /// The API server refuses it, with its message.
     pub async fn apply(&self, spec: &Value) -> Result<IngestionPipeline> {
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "penstock.dev/v1alpha1",
             "kind": "IngestionPipeline",
             "metadata": {"name": self.name, "namespace": self.namespace},
             "spec": spec,
         });
+        // So that a test can be tried on another operator than the installed one.
+        if let Ok(class) = std::env::var("PENSTOCK_TEST_OPERATOR_CLASS") {
+            object["metadata"]["labels"] = json!({"penstock.dev/operator-class": class});
+        }
         let parameters = PatchParams::apply("penstock-tests").force();
         Ok(self.api.patch(&self.name, &parameters, &Patch::Apply(&object)).await?)
     }

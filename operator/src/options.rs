@@ -64,7 +64,7 @@ pub struct Options {
     )]
     pub concurrency: u16,
 
-    /// Let specs through that name TLS, credentials or a cluster, which the components of this version do not use yet. For
+    /// Let specs through that name TLS or credentials, which the components of this version do not use yet. For
     /// tests of the operator alone.
     #[arg(long, hide = true)]
     pub unfinished: bool,

@@ -11,7 +11,8 @@ use crate::{
     cluster::wait_until,
     load::{self, Campaign, Deaths, Pace},
     pipeline::{TOKEN, TestPipeline},
-    servers::OwnServers,
+    servers::{OwnServers, Wanted},
+    warehouse::{Warehouse, quoted},
 };
 
 /// The size of a run.
@@ -25,8 +26,23 @@ pub struct Size {
     pub patience: Duration,
 }
 
-/// Runs a pipeline with servers of its own under load, lets `trouble` strike, and gives the account to `judge`. Everything
-/// is taken away at the end, whatever became of it.
+/// What a run is made on.
+#[derive(Clone, Copy)]
+pub struct Ground {
+    /// The servers.
+    pub servers: Wanted,
+    /// Changes the spec before it is applied.
+    pub spec: fn(&TestPipeline, &mut Value),
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        Self { servers: Wanted::default(), spec: |_, _| () }
+    }
+}
+
+/// Runs a pipeline with a Kafka and a ClickHouse of its own under load, lets `trouble` strike, and gives the account to
+/// `judge`. Everything is taken away at the end, whatever became of it.
 ///
 /// # Errors
 /// Trouble's or the judge's, events are refused, the pipeline does not become quiet, or a dead letter is there that was not
@@ -37,11 +53,25 @@ pub async fn run(
     trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
     judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
 ) -> Result<()> {
-    OwnServers::with(purpose, async |cluster| {
+    run_on(Ground::default(), purpose, size, trouble, judge).await
+}
+
+/// The same on other servers.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    ground: Ground,
+    purpose: &str,
+    size: Size,
+    trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
+    judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
+) -> Result<()> {
+    OwnServers::with(purpose, ground.servers, async |cluster| {
         TestPipeline::on(cluster, purpose, async |pipeline| {
             let directory = tempfile_in_target()?;
             let journal = directory.join(format!("{}.journal", pipeline.namespace));
-            let outcome = under_fire(pipeline, &size, &journal, trouble, judge).await;
+            let outcome = under_fire(pipeline, &ground, &size, &journal, trouble, judge).await;
             if outcome.is_ok() {
                 std::fs::remove_file(&journal)?;
             } else {
@@ -74,26 +104,17 @@ fn spec(pipeline: &TestPipeline) -> Value {
 
 async fn under_fire(
     pipeline: &TestPipeline,
+    ground: &Ground,
     size: &Size,
     journal: &std::path::Path,
     trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
     judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
 ) -> Result<()> {
-    let spec = spec(pipeline);
+    let mut spec = spec(pipeline);
+    (ground.spec)(pipeline, &mut spec);
     pipeline.apply(&spec).await?;
     pipeline.wait_ready(Duration::from_secs(180)).await?;
-    // Merges would fold repeated rows, and with them the evidence. The setting outlives a restart of the server; without
-    // merges, parts pile up beyond what is usual.
-    pipeline
-        .cluster
-        .warehouse
-        .text(&format!(
-            "ALTER TABLE {} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, \
-             max_bytes_to_merge_at_min_space_in_pool = 1, parts_to_delay_insert = 100000, \
-             parts_to_throw_insert = 100000, max_parts_in_total = 1000000",
-            pipeline.table()
-        ))
-        .await?;
+    stop_merges(pipeline, ground.servers.shards).await?;
 
     let forward = pipeline.capture().await?;
     let pace = Arc::new(Pace::default());
@@ -151,6 +172,25 @@ async fn under_fire(
     ensure!(account.table.topic_ids == 1, "rows name {} topic ids", account.table.topic_ids);
     only_those_died_that_should(&account, &deaths)?;
     judge(pipeline, &account).await
+}
+
+/// Merges would fold repeated rows, and with them the evidence. The setting outlives a restart of the server; without
+/// merges, parts pile up beyond what is usual.
+async fn stop_merges(pipeline: &TestPipeline, shards: u16) -> Result<()> {
+    let table = if shards > 1 { "events_local" } else { "events" };
+    for shard in 0..shards {
+        let place = pipeline.cluster.shard(shard);
+        let forward = pipeline.cluster.forward_to_service(&place.namespace, &place.name, 8123).await?;
+        Warehouse::at(forward.url())
+            .text(&format!(
+                "ALTER TABLE {}.{table} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, \
+                 max_bytes_to_merge_at_min_space_in_pool = 1, parts_to_delay_insert = 100000, \
+                 parts_to_throw_insert = 100000, max_parts_in_total = 1000000",
+                quoted(&pipeline.database)
+            ))
+            .await?;
+    }
+    Ok(())
 }
 
 fn only_those_died_that_should(account: &Account, deaths: &Deaths) -> Result<()> {

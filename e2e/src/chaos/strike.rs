@@ -29,6 +29,11 @@ impl<'a> Striker<'a> {
         Self { pipeline, spec, restarts: 0, grown: false }
     }
 
+    /// The pipeline that is struck.
+    pub fn pipeline(&self) -> &'a TestPipeline {
+        self.pipeline
+    }
+
     /// Does it, waits as long as it lasts, and says what was done. What was to be struck and was not there, because an
     /// earlier fault has just taken it away, is no error.
     ///

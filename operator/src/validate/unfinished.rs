@@ -26,16 +26,13 @@ pub fn refuse(pipeline: &ValidatedPipeline) -> Result<(), Problems> {
         refuse("spec.kafka.auth".to_owned(), "connect as nobody");
     }
     for export in &pipeline.exports {
-        let Destination::ClickHouse { table, trust, user, .. } = &export.destination else { continue };
+        let Destination::ClickHouse { trust, user, .. } = &export.destination else { continue };
         let field = |name: &str| format!("spec.exports[{}].clickhouse.{name}", export.name);
         if trust.pem().is_some() {
             refuse(field("tls"), "trust the public authorities alone");
         }
         if user.is_some() {
             refuse(field("auth"), "connect as the default user");
-        }
-        if table.cluster.is_some() {
-            refuse(field("cluster"), "write to one server alone");
         }
     }
     Problems::check(problems)
