@@ -317,6 +317,21 @@ mod tests {
     }
 
     #[test]
+    fn an_export_into_a_cluster_writes_to_the_rows_of_each_shard() {
+        let yaml = crate::build::tests::FULL.replace(
+            "{url: \"http://clickhouse.warehouse:8123\", database: analytics}",
+            "{url: 'http://clickhouse.warehouse:8123', database: analytics, cluster: {name: two, replication: None, \
+             shards: [{replicas: ['http://a:8123']}, {replicas: ['http://b:8123'], weight: 3}]}}",
+        );
+        let pipeline = crate::build::tests::pipeline(&yaml);
+        let config = export(&pipeline, &pipeline.exports[0]);
+        let DestinationConfig::ClickHouse(clickhouse) = config.destination else { panic!("no table") };
+        assert_eq!(clickhouse.table, "events_local");
+        let shard = |weight, url: &str| ClickHouseShard { weight, replicas: vec![url.to_owned()] };
+        assert_eq!(clickhouse.shards, [shard(1, "http://a:8123"), shard(3, "http://b:8123")]);
+    }
+
+    #[test]
     fn a_pod_has_time_to_drain_before_it_is_killed() {
         let drain = i64::from(READINESS_DELAY_MS + DRAIN_DEADLINE_MS) / 1_000;
         assert!(termination_grace_seconds(&Component::Capture) > drain);
