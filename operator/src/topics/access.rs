@@ -83,6 +83,17 @@ impl Access {
         }
     }
 
+    /// The messages of a topic may not be looked at.
+    pub(super) fn may_not_read(&self, topic: &str) -> Failure {
+        Failure::new(
+            Cause::NotAuthorized,
+            format!(
+                "cannot tell how old the messages that wait in topic {topic:?} are: {} lacks the ACL Read on that topic",
+                self.who()
+            ),
+        )
+    }
+
     fn at(&self, cause: Cause, why: &str) -> Failure {
         Failure::new(cause, format!("Kafka at {}: {why}", self.bootstrap_servers))
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use penstock_pipeline::kafka::admin::{
-    self, AdminError, Isolation, OffsetSpec, PartitionResult, TopicDescription,
+    self, AdminError, Isolation, OffsetSpec, Operation, PartitionResult, TopicDescription,
 };
 
 use super::{
@@ -81,6 +81,15 @@ fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Res
     let mut configs = admin::describe_configs(client, &existing, REQUEST_TIMEOUT)
         .map_err(|error| (error, "DescribeConfigs"))?;
 
+    // A client that may not fetch is told so once at most, and the age of what waits would just not be known.
+    let mut denied: Vec<Failure> = groups
+        .iter()
+        .map(|reading| reading.topic.as_str())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .filter(|topic| described.get(*topic).is_some_and(|topic| topic.allowed.denies(Operation::Read)))
+        .map(|topic| cluster.access().may_not_read(topic))
+        .collect();
     let topics: BTreeMap<String, ObservedTopic> = described
         .into_iter()
         .map(|(name, description)| {
@@ -89,7 +98,6 @@ fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Res
             (name, topic)
         })
         .collect();
-    let mut denied = Vec::new();
     let groups = lags(cluster, &topics, groups, deadline, &mut denied);
     Ok(Observed { topics, groups, denied })
 }

@@ -21,6 +21,7 @@ use penstock_pipeline::{
         Connection,
         client::{LogContext, idempotent_producer},
         connection::{self, Secured},
+        rights::{self, Needs},
     },
 };
 use rdkafka::{
@@ -66,6 +67,9 @@ pub struct KafkaSink {
     metrics: CaptureMetrics,
     signs: Arc<SignsOfLife>,
     last_problem: Mutex<Option<String>>,
+    needs: Needs,
+    /// What Kafka does not allow.
+    denied: Mutex<Option<String>>,
 }
 
 /// When Kafka was last seen to work.
@@ -170,6 +174,8 @@ impl KafkaSink {
             metrics,
             signs,
             last_problem: Mutex::new(None),
+            needs: Needs::default().write(&config.topic).write(&config.dead_letter),
+            denied: Mutex::new(None),
         }))
     }
 
@@ -190,6 +196,14 @@ impl KafkaSink {
     fn probe(&self) {
         let producer = self.producer.load_full();
         connection::refresh(producer.client());
+        // Before a client's events are on their way: without a right, each would be told to come again, for ever.
+        if let Ok(missing) = self.needs.missing(producer.client(), PROBE_TIMEOUT) {
+            let denied = rights::told(&missing);
+            if let Some(denied) = &denied {
+                warn!("{denied}");
+            }
+            *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = denied;
+        }
         let problem = [&self.config.topic, &self.config.dead_letter].into_iter().find_map(|topic| {
             let metadata = match producer.client().fetch_metadata(Some(topic), PROBE_TIMEOUT) {
                 Ok(metadata) => metadata,
@@ -215,14 +229,17 @@ impl KafkaSink {
         self.replace_if_broken(&producer);
     }
 
-    /// Whether Kafka has given a sign of life lately.
+    /// Whether Kafka has given a sign of life lately, and allows what capture does.
     pub fn verdict(&self) -> Verdict {
+        if let Some(denied) = self.denied.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(denied);
+        }
         let silence = self.signs.silence();
         if silence.is_some_and(|silence| silence <= LONGEST_SILENCE) {
             return Ok(());
         }
         let problem = self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Err(problem.unwrap_or_else(|| "Kafka has not answered yet".to_owned()))
+        Err(self.kafka.explain(problem.unwrap_or_else(|| "Kafka has not answered yet".to_owned())))
     }
 
     /// Messages that librdkafka holds.

@@ -8,6 +8,7 @@ mod message;
 pub mod message_size;
 pub mod poll;
 mod repeats;
+pub mod rights;
 pub mod security;
 pub mod topic_ids;
 pub mod transact;

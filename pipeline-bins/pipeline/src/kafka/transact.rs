@@ -129,6 +129,13 @@ pub struct Options {
     pub stall_after: Duration,
 }
 
+impl Options {
+    /// Of the producer.
+    fn transactional_id(&self) -> String {
+        format!("{}{}", self.transaction.id_prefix, self.instance)
+    }
+}
+
 /// What parsing a configuration cannot know. The error says which field, why, and what to write instead.
 pub fn check(source: &Source, transaction: &TransactionConfig) -> Result<(), String> {
     if source.topic.is_empty() || source.group.is_empty() {

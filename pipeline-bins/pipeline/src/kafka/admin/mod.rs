@@ -1,5 +1,5 @@
 //! Kafka's admin requests that are not, or not well, wrapped by rdkafka: topic ids, incremental changes of configuration,
-//! offsets by isolation level, and the committed offsets of a group with their metadata.
+//! offsets by isolation level, the committed offsets of a group with their metadata, and what we are allowed.
 //!
 //! All are plain functions that take a client handle which exists already (`consumer.client()`, `producer.client()`),
 //! block for at most their time-out and a second, and may be called from any thread; from asynchronous code call
@@ -10,12 +10,14 @@
 mod configs;
 mod native;
 mod offsets;
+mod rights;
 mod topics;
 
 use rdkafka::error::RDKafkaErrorCode;
 
 pub use configs::{ConfigChange, ConfigSource, ConfigValue, change_config, describe_configs};
 pub use offsets::{Committed, Isolation, OffsetSpec, PartitionResult, committed_offsets, list_offsets};
+pub use rights::{Allowed, Operation, allowed_on_group, allowed_on_topics};
 pub use topics::{
     NewTopic, PartitionDescription, TopicDescription, create_partitions, create_topic, delete_topic,
     describe_topics,

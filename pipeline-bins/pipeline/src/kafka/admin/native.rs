@@ -57,6 +57,8 @@ pub(super) struct RequestOptions {
     pub(super) isolation: Option<sys::rd_kafka_IsolationLevel_t>,
     /// Whether the broker waits, within the time-out, until the change has happened.
     pub(super) wait_for_change: bool,
+    /// Whether the answer tells what we may do with each topic or group.
+    pub(super) allowed_operations: bool,
 }
 
 /// Time that the answer may take beyond the time-out, which librdkafka keeps itself.
@@ -115,6 +117,19 @@ pub(super) fn request<C: ClientContext>(
         let error = unsafe {
             Owned::new(
                 sys::rd_kafka_AdminOptions_set_isolation_level(native_options.as_ptr(), isolation),
+                sys::rd_kafka_error_destroy,
+            )
+        };
+        if let Some(error) = error {
+            return Err(error_of(what, error.as_ptr()));
+        }
+    }
+
+    if options.allowed_operations {
+        // SAFETY: as above.
+        let error = unsafe {
+            Owned::new(
+                sys::rd_kafka_AdminOptions_set_include_authorized_operations(native_options.as_ptr(), 1),
                 sys::rd_kafka_error_destroy,
             )
         };

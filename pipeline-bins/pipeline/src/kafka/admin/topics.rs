@@ -9,7 +9,7 @@ use rdkafka::{
 use rdkafka_sys::{self as sys, rd_kafka_admin_op_t as Operation};
 
 use super::{
-    AdminError, is_unknown_topic, naming,
+    AdminError, Allowed, is_unknown_topic, naming,
     native::{self, Event, Owned, ReasonBuffer, RequestOptions},
 };
 use crate::kafka::topic_ids::TopicId;
@@ -21,6 +21,8 @@ pub struct TopicDescription {
     pub id: TopicId,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionDescription>,
+    /// What we may do with it.
+    pub allowed: Allowed,
 }
 
 /// A partition as the brokers know it.
@@ -74,7 +76,7 @@ pub fn describe_topics<C: ClientContext>(
         client,
         &what,
         Operation::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-        RequestOptions::default(),
+        RequestOptions { allowed_operations: true, ..Default::default() },
         timeout,
         // SAFETY: all four live during the call, which copies the collection.
         |handle, options, queue| unsafe {
@@ -137,7 +139,9 @@ unsafe fn description(event: &Event, topic: *const sys::rd_kafka_TopicDescriptio
             })
             .collect();
         partitions.sort_by_key(|partition| partition.partition);
-        TopicDescription { id, partitions }
+        let mut count = 0;
+        let operations = sys::rd_kafka_TopicDescription_authorized_operations(topic, &mut count);
+        TopicDescription { id, partitions, allowed: Allowed::of(operations, count) }
     }
 }
 

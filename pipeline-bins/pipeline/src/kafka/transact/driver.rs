@@ -38,6 +38,7 @@ use crate::{
         Message, client,
         client::LogContext,
         poll::{Polled, PolledConsumer},
+        rights::Needs,
     },
 };
 
@@ -70,7 +71,7 @@ pub(super) fn run(
         source = options.source.topic,
         sink = options.sink,
         group = options.source.group,
-        transactional_id = format!("{}{}", options.transaction.id_prefix, options.instance),
+        transactional_id = options.transactional_id(),
         "the engine starts"
     );
     let mut driver = Driver {
@@ -94,6 +95,12 @@ pub(super) fn run(
         placing: (0, Duration::ZERO),
         looked_at: Duration::ZERO,
         topic_looked_at: Duration::ZERO,
+        needs: Needs::default()
+            .read(&options.source.topic)
+            .group(&options.source.group)
+            .write(&options.sink)
+            .write(&options.dead_letter),
+        rights_looked_at: None,
         options,
         metrics,
         status,
@@ -145,6 +152,9 @@ struct Driver<'a, P, F> {
     placing: (u32, Duration),
     looked_at: Duration,
     topic_looked_at: Duration,
+    needs: Needs,
+    /// When the brokers were last asked what is allowed; `None` before the first time.
+    rights_looked_at: Option<Duration>,
     metrics: Metrics,
     status: &'a Status,
     stop: &'a CancellationToken,

@@ -30,11 +30,10 @@ impl Producer {
         let transaction = &options.transaction;
         // Room for two transactions: outcomes are about as large as messages.
         let queue_bytes = transaction.max_bytes.saturating_mul(2).clamp(16 << 20, 512 << 20);
-        let id = format!("{}{}", transaction.id_prefix, options.instance);
         let inner: BaseProducer<LogContext> = client::transactional_producer(
             &options.kafka,
             &options.component,
-            &id,
+            &options.transactional_id(),
             transaction.timeout_ms,
             queue_bytes,
         )

@@ -33,10 +33,21 @@ pub(super) struct Facts {
     pub progress_at: Duration,
     /// What keeps the engine from going on, and since when.
     pub trouble: Option<(Duration, String)>,
+    /// What Kafka does not allow of topics and the group.
+    pub denied: Option<String>,
+    /// What Kafka does not allow of the transactional id.
+    pub transactions_denied: Option<String>,
     /// Partitions that are held, and why.
     pub held: BTreeMap<i32, String>,
     /// Partitions that stand still.
     pub stalls: BTreeMap<i32, Stall>,
+}
+
+impl Facts {
+    /// What Kafka does not allow.
+    fn denials(&self) -> impl Iterator<Item = &str> {
+        self.denied.as_deref().into_iter().chain(self.transactions_denied.as_deref())
+    }
 }
 
 impl Status {
@@ -94,13 +105,18 @@ fn liveness(
     }
     // One partition is no reason to take the others away before there is no doubt.
     let owed = facts.stalls.iter().find(|(_, stall)| {
-        stall.owed && facts.trouble.is_none() && now.saturating_sub(stall.since) > stall_after * 2
+        stall.owed
+            && facts.trouble.is_none()
+            && facts.denials().next().is_none()
+            && now.saturating_sub(stall.since) > stall_after * 2
     });
     if let Some((partition, stall)) = owed {
         return Err(stands_still(topic, *partition, stall, now, stall_after));
     }
     let stalled = now.saturating_sub(facts.progress_at);
-    let explained = !facts.held.is_empty() || facts.stalls.values().any(|stall| stall.reason.is_some());
+    let explained = !facts.held.is_empty()
+        || facts.denials().next().is_some()
+        || facts.stalls.values().any(|stall| stall.reason.is_some());
     match facts.lag {
         Some(lag) if lag > 0 && stalled > stall_after && facts.trouble.is_none() && !explained => {
             Err(format!(
@@ -133,6 +149,11 @@ fn readiness(topic: &str, facts: &Facts, now: Duration, stall_after: Duration) -
             n => format!(" (and {n} more partitions)"),
         };
         return Err(format!("partition {partition} of {topic} is held: {reason}{more}"));
+    }
+    // Nothing that passes by itself, however short it is.
+    let denials: Vec<&str> = facts.denials().collect();
+    if !denials.is_empty() {
+        return Err(denials.join("; "));
     }
     if let Some((since, reason)) = &facts.trouble {
         let time = now.saturating_sub(*since);
@@ -235,6 +256,21 @@ mod tests {
 
         let away = Facts { trouble: Some((s(10), "no broker".into())), ..lost };
         assert_eq!(alive(&away, 1_000, 1_000), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_told_at_once_and_a_restart_does_not_help() {
+        let facts = Facts {
+            lag: Some(3),
+            denied: Some("Kafka does not allow Read on Topic t".into()),
+            transactions_denied: Some("nor Write on TransactionalId i".into()),
+            ..ready()
+        };
+        assert_eq!(alive(&facts, 1_000, 1_000), Ok(()));
+        assert_eq!(
+            readiness("t", &facts, s(1), STALL).unwrap_err(),
+            "Kafka does not allow Read on Topic t; nor Write on TransactionalId i"
+        );
     }
 
     #[test]

@@ -11,7 +11,10 @@ use tracing::{debug, info, warn};
 
 use super::{CALL, Driver, Other};
 use crate::kafka::{
+    admin::Operation,
+    failure::Resource,
     poll::Polled,
+    rights::{self, Missing},
     transact::{
         Faults, Process, Side,
         lifecycle::{self, Event, Failure, Membership, Remedy, State, Step},
@@ -56,6 +59,14 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             }
         }
         self.failures = self.failures.saturating_add(1);
+        if failure.code == RDKafkaErrorCode::TransactionalIdAuthorizationFailed {
+            let missing = Missing {
+                operation: Operation::Write,
+                resource: Resource::TransactionalId,
+                name: self.options.transactional_id(),
+            };
+            self.status.facts().transactions_denied = rights::told(&[missing]);
+        }
         // One failure is no trouble: it is repeated at once.
         if self.failures > 1 || matches!(step, Step::Init) {
             self.trouble(format!("{step:?}: {}", failure.reason));
@@ -64,6 +75,7 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
     }
 
     pub(super) fn trouble(&self, reason: String) {
+        let reason = self.options.kafka.explain(reason);
         let mut facts = self.status.facts();
         let since = match facts.trouble.take() {
             Some((since, known)) if known == reason => since,
@@ -93,7 +105,11 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             Ok(()) => {
                 self.producer = Some(producer);
                 self.metrics.producers.inc();
-                self.status.facts().ready = true;
+                {
+                    let mut facts = self.status.facts();
+                    facts.ready = true;
+                    facts.transactions_denied = None;
+                }
                 self.happened(Event::ProducerMade);
             }
             Err(failure) => self.failed(Step::Init, &failure, Remedy::NewProducer),
@@ -221,6 +237,7 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
         {
             let mut facts = self.status.facts();
             facts.trouble = None;
+            facts.transactions_denied = None;
             facts.progress_at = now;
         }
         self.happened(Event::Committed);

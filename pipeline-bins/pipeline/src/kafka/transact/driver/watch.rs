@@ -1,14 +1,14 @@
-//! Looking at how the engine is: lag, partitions without a place, and whether the topic is still the same.
+//! Looking at how the engine is: lag, partitions without a place, what it is allowed, and whether the topic is still the same.
 
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use time::OffsetDateTime;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{CALL, Driver, LOOK, LOOK_AT_TOPIC};
 use crate::kafka::{
-    topic_ids,
+    rights, topic_ids,
     transact::{
         Faults, Process,
         lifecycle::{self, Event, Remedy, State},
@@ -18,7 +18,35 @@ use crate::kafka::{
     },
 };
 
+/// Longest wait for an answer about rights. Nobody is kept from anything by not knowing it.
+const RIGHTS: Duration = Duration::from_secs(2);
+
 impl<P: Process, F: Faults> Driver<'_, P, F> {
+    /// Asks what is allowed, once in a while.
+    fn look_at_rights(&mut self, now: Duration) {
+        let was_denied = self.status.facts().denied.is_some();
+        let interval = if was_denied { rights::INTERVAL_WHILE_DENIED } else { rights::INTERVAL };
+        if self.rights_looked_at.is_some_and(|at| now.saturating_sub(at) < interval) {
+            return;
+        }
+        self.rights_looked_at = Some(now);
+        // Who does not answer is told of by others.
+        let Ok(missing) = self.needs.missing(self.consumer.client().client(), RIGHTS) else { return };
+        let denied = rights::told(&missing);
+        let mut facts = self.status.facts();
+        if facts.denied != denied {
+            match &denied {
+                Some(denied) => warn!("{denied}"),
+                None => {
+                    info!("Kafka allows what is needed");
+                    // What was in the way was this, or is told of again.
+                    facts.trouble = None;
+                }
+            }
+            facts.denied = denied;
+        }
+    }
+
     pub(super) fn look(&mut self, now: Duration) {
         let since = now.saturating_sub(self.looked_at);
         self.looked_at = now;
@@ -27,6 +55,7 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             self.progress.starved(since.min(LOOK * 2));
         }
         self.look_for_stalls(now);
+        self.look_at_rights(now);
         let mut total = Some(0u64);
         for partition in self.partitions.owned() {
             let by = ByPartition { topic: self.options.source.topic.clone(), partition };
