@@ -203,6 +203,11 @@ impl DeadLetters {
         self.current().producer
     }
 
+    /// A reason for people, with what is known to be in the way of the connection.
+    pub fn explain(&self, reason: impl Into<String>) -> String {
+        self.shared.kafka.explain(reason)
+    }
+
     /// With the newest credentials.
     fn current(&self) -> Current {
         let current = self.shared.producer.read().unwrap_or_else(PoisonError::into_inner).clone();

@@ -6,6 +6,7 @@ pub mod committed;
 pub mod dead_letters;
 pub mod filter;
 pub mod metrics;
+pub mod permitted;
 pub mod source;
 pub mod stalls;
 pub mod takeover;

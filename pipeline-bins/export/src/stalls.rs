@@ -13,8 +13,8 @@ pub struct Progress {
     pub still_for: Duration,
     /// Why it stands still until a person has looked at it, if it does.
     pub held: Option<String>,
-    /// The destination refuses, and somebody has to act.
-    pub is_refused: bool,
+    /// What the destination said when it refused, if it did and somebody has to act.
+    pub refused: Option<String>,
     /// Something is known for which it waits: a request under way, memory, dead letters.
     pub waits_for_something: bool,
 }
@@ -48,11 +48,8 @@ pub fn verdicts(partitions: &[Progress], stall: Duration, trouble: Option<&str>)
         .find_map(|one| one.held.as_ref().map(|why| format!("partition {} is held: {why}", one.partition)));
     let ready = if let Some(held) = held {
         Err(held)
-    } else if let Some(refused) = partitions.iter().find(|one| one.is_refused) {
-        Err(trouble.map_or_else(
-            || format!("the destination refuses what is in partition {}", refused.partition),
-            ToOwned::to_owned,
-        ))
+    } else if let Some(refused) = partitions.iter().find_map(|one| one.refused.as_ref()) {
+        Err(refused.clone())
     } else if stalled.is_empty() {
         Ok(())
     } else {
@@ -86,7 +83,7 @@ mod tests {
             lag: 1000,
             still_for: Duration::ZERO,
             held: None,
-            is_refused: false,
+            refused: None,
             waits_for_something: false,
         }
     }
@@ -134,8 +131,12 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_at_once() {
-        let refused = Progress { is_refused: true, waits_for_something: true, ..moving(3) };
-        let told = verdicts(std::slice::from_ref(&refused), STALL, Some("ClickHouse: no such table"));
-        assert_eq!((told.alive, told.ready), (Ok(()), Err("ClickHouse: no such table".into())));
+        let why = "ClickHouse: no such table".to_owned();
+        let refused = Progress { refused: Some(why.clone()), waits_for_something: true, ..moving(3) };
+        // Whatever became of other partitions since.
+        for trouble in [None, Some("Kafka: something that passes")] {
+            let told = verdicts(std::slice::from_ref(&refused), STALL, trouble);
+            assert_eq!((told.alive, told.ready), (Ok(()), Err(why.clone())));
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use clickhouse::{Client, Compression};
+use clickhouse::{Client, Compression, error::Error};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
@@ -20,6 +20,8 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, pem::PemObject},
 };
+
+use super::{refusal::Files, table::TableError};
 
 /// Connections that nobody used for so long are closed; servers close theirs after 3 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +45,7 @@ pub enum CredentialsError {
 pub struct Credentials {
     client: Client,
     user: Option<User>,
+    files: Files,
 }
 
 #[derive(Clone)]
@@ -77,7 +80,7 @@ impl Credentials {
                 })
             }
         };
-        Ok(Self { client, user })
+        Ok(Self { client, user, files: Files::of(destination) })
     }
 }
 
@@ -115,12 +118,23 @@ fn trusting(roots: RootCertStore) -> Client {
 pub struct Connection {
     client: Client,
     user: Option<User>,
+    files: Files,
 }
 
 impl Connection {
     /// A connection to the server at `url`. Connects to nothing yet.
     pub fn new(credentials: &Credentials, url: &str) -> Self {
-        Self { client: credentials.client.clone().with_url(url), user: credentials.user.clone() }
+        Self {
+            client: credentials.client.clone().with_url(url),
+            user: credentials.user.clone(),
+            files: credentials.files.clone(),
+        }
+    }
+
+    /// What an error of a request means, without the name of the user.
+    pub fn failure(&self, error: Error) -> TableError {
+        let username = self.user.as_ref().map(|user| user.username.snapshot());
+        self.files.name(error.into(), username.as_deref().map(String::as_str))
     }
 
     /// The client for the next request. Asked for anew before each, so that what changes while the process runs counts

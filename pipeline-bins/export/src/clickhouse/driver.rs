@@ -27,6 +27,7 @@ use penstock_pipeline::{
     kafka::{
         Connection, client,
         poll::{Polled, PolledConsumer},
+        rights::Needs,
     },
     lifecycle::Shutdown,
 };
@@ -49,6 +50,7 @@ use crate::{
     dead_letters::DeadLetters,
     filter::Filter,
     metrics::SourceMetrics,
+    permitted,
     source::{SourceConsumer, TopicNow},
     takeover::{Epoch, TakeOver},
 };
@@ -98,8 +100,8 @@ struct Assigned {
     resume_at: Option<Instant>,
     request: Option<AbortHandle>,
     paused: bool,
-    /// The last failure needs somebody to act.
-    refused: bool,
+    /// What the last failure says, when it needs somebody to act.
+    refused: Option<String>,
     /// When something of it was last exported, or when nothing waited.
     last_progress: Instant,
 }
@@ -183,6 +185,15 @@ impl Driver {
         let dead_letters =
             DeadLetters::new(kafka, &config.dead_letter, &config.identity.component, &config.source.topic)
                 .map_err(ExportError::Kafka)?;
+        Handle::current().spawn(permitted::watch(
+            dead_letters.clone(),
+            Needs::default()
+                .read(&config.source.topic)
+                .group(&config.source.group)
+                .write(&config.dead_letter),
+            context.health.check(Kind::Readiness, "kafka", "Kafka has not answered yet"),
+            context.shutdown.clone(),
+        ));
         let limits = limits_of(destination);
         let (answer, answers) = channel();
         Ok(Self {
@@ -278,7 +289,7 @@ impl Driver {
             Polled::Error { fatal: true, reason, .. } => return Err(ExportError::FatalClient(reason)),
             Polled::Error { fatal: false, code, reason } => {
                 debug!(?code, reason, "Kafka reported an error that passes by itself");
-                self.last_trouble = Some(format!("Kafka: {reason}"));
+                self.last_trouble = Some(format!("Kafka: {}", self.dead_letters.explain(reason)));
             }
             Polled::Nothing => {}
         }

@@ -6,6 +6,7 @@ mod driver;
 mod metrics;
 mod pressure;
 mod protocol;
+mod refusal;
 mod row;
 mod servers;
 pub mod steps;

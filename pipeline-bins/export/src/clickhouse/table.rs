@@ -68,7 +68,7 @@ impl From<Error> for TableError {
 }
 
 /// The code of `Code: 252. DB::Exception: …`.
-fn exception_code(text: &str) -> Option<u32> {
+pub(super) fn exception_code(text: &str) -> Option<u32> {
     let rest = text.strip_prefix("Code: ")?;
     rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())].parse().ok()
 }
@@ -273,7 +273,7 @@ impl Table {
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, TableError> {
         match tokio::time::timeout(self.timeout, work).await {
-            Ok(result) => result.map_err(Into::into),
+            Ok(result) => result.map_err(|error| self.connection.failure(error)),
             Err(_) => Err(TableError::Passing(format!("no answer within {:?}", self.timeout))),
         }
     }

@@ -19,6 +19,7 @@ use penstock_pipeline::{
     kafka::{
         Connection, Message, client,
         poll::{Polled, PolledConsumer},
+        rights::Needs,
     },
     lifecycle::Shutdown,
 };
@@ -41,6 +42,7 @@ use crate::{
     dead_letters::{DeadLetters, Kept},
     filter::Filter,
     metrics::SourceMetrics,
+    permitted,
     source::{self, SourceConsumer, TopicNow},
     stalls::{self, Progress},
     takeover::{self, Beginning, Epoch, HoldReason, TakeOver},
@@ -185,6 +187,15 @@ impl Driver {
                 let _ = tell.send(now);
             },
         ));
+        runtime.spawn(permitted::watch(
+            delivery.dead_letters.clone(),
+            Needs::default()
+                .read(&config.source.topic)
+                .group(&config.source.group)
+                .write(&config.dead_letter),
+            context.health.check(Kind::Readiness, "kafka", "Kafka has not answered yet"),
+            context.shutdown.clone(),
+        ));
         let alive = context.health.check(Kind::Liveness, "progress", "");
         alive.pass();
         Ok(Self {
@@ -257,7 +268,7 @@ impl Driver {
             Polled::Error { fatal: true, reason, .. } => return Err(ExportError::FatalClient(reason)),
             Polled::Error { fatal: false, code, reason } => {
                 debug!(?code, reason, "Kafka reported an error that passes by itself");
-                self.kafka_trouble = Some(reason);
+                self.kafka_trouble = Some(self.delivery.dead_letters.explain(reason));
             }
             Polled::Nothing => {}
         }
@@ -415,7 +426,7 @@ impl Driver {
                 lag,
                 still_for: assigned.last_progress.elapsed(),
                 held: assigned.held.as_ref().map(ToString::to_string),
-                is_refused: false,
+                refused: None,
                 waits_for_something: !assigned.deliveries.is_empty() || assigned.paused,
             });
         }

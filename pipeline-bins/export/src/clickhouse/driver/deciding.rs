@@ -37,7 +37,7 @@ impl Driver {
         match action {
             Action::Nothing | Action::Collect | Action::CollectExactly(_) => {}
             Action::Pause { failures } => {
-                let failures = if assigned.refused { u32::MAX } else { failures };
+                let failures = if assigned.refused.is_some() { u32::MAX } else { failures };
                 let pause = backoff::pause(&self.retry, failures, rand::random());
                 assigned.resume_at = Some(Instant::now() + pause);
             }

@@ -67,7 +67,7 @@ impl Driver {
                 resume_at: None,
                 request: None,
                 paused: false,
-                refused: false,
+                refused: None,
                 last_progress: Instant::now(),
             };
             self.partitions.insert(partition, assigned);

@@ -129,7 +129,7 @@ impl Driver {
         let committed = assigned.machine.committed();
         let input = match result {
             Ok(rows) => {
-                assigned.refused = false;
+                assigned.refused = None;
                 assigned.last_progress = Instant::now();
                 self.last_trouble = None;
                 self.table_metrics.rows.inc_by(rows.into());
@@ -159,6 +159,10 @@ impl Driver {
             Ok((rows, missing)) => {
                 let lacking = u32::try_from(missing.len()).unwrap_or(u32::MAX);
                 assigned.missing = missing;
+                if lacking == 0 {
+                    // All of it is there, whatever was said to the last attempt.
+                    assigned.refused = None;
+                }
                 let committed = assigned.machine.committed();
                 self.observer.at(Moment::ReadBack, partition, committed);
                 Input::ReadBack(Found { present: rows.saturating_sub(lacking), missing: lacking })
@@ -175,7 +179,7 @@ impl Driver {
     fn request_failed(&mut self, partition: i32, error: &TableError, what: &'static str) {
         self.metrics.failure(if error.is_refusal() { "refused" } else { what });
         if let Some(assigned) = self.partitions.get_mut(&partition) {
-            assigned.refused = error.is_refusal();
+            assigned.refused = error.is_refusal().then(|| format!("ClickHouse: {error}"));
         }
         if error.is_refusal() {
             error!(partition, what, %error, "ClickHouse refuses; somebody has to change the table, grants or settings");

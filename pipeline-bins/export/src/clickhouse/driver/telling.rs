@@ -31,7 +31,7 @@ impl Driver {
                 lag,
                 still_for: assigned.last_progress.elapsed(),
                 held: why,
-                is_refused: assigned.refused,
+                refused: assigned.refused.clone(),
                 waits_for_something: assigned.request.is_some()
                     || assigned.resume_at.is_some()
                     || assigned.dead_letters > 0
