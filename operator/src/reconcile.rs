@@ -249,10 +249,16 @@ async fn pass(object: &IngestionPipeline, context: &Context, memory: &mut Memory
 
     // Report.
     let unready = memory.newest(&children.deployments).iter().any(|deployment| {
-        let available = deployment.status.as_ref().and_then(|status| status.available_replicas);
-        available.unwrap_or(0) < deployment.spec.replicas.unwrap_or(1)
+        let status = deployment.status.clone().unwrap_or_default();
+        // While pods roll, the old ones may be as many as are wanted, and the new one is what there is to tell of.
+        status.available_replicas.unwrap_or(0) < deployment.spec.replicas.unwrap_or(1)
+            || status.unavailable_replicas.unwrap_or(0) > 0
     });
-    let pod_troubles = if unready { pods::troubles(&context.client, &owner).await } else { BTreeMap::new() };
+    let mut pod_troubles =
+        if unready { pods::troubles(&context.client, &owner).await } else { BTreeMap::new() };
+    for (component, trouble) in &mut pod_troubles {
+        *trouble = build::in_terms_of_the_spec(pipeline, component, trouble);
+    }
     let failed = apply_failure.is_some();
     let effect = Effect {
         version: pipeline.version.clone(),

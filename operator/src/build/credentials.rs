@@ -89,6 +89,50 @@ fn password_files(place: Place) -> PasswordFiles {
     PasswordFiles { username_file: place.file(USERNAME), password_file: place.file(PASSWORD) }
 }
 
+/// What a pod says of its files, with the keys of Secrets and ConfigMaps that they come from in their place.
+pub fn in_terms_of_the_spec(pipeline: &ValidatedPipeline, component: &str, said: &str) -> String {
+    let Some(component) = pipeline.components().into_iter().find(|one| one.to_string() == component) else {
+        return said.to_owned();
+    };
+    let mut text = said.to_owned();
+    for (file, from) in files(pipeline, &component) {
+        text = text.replace(&file.display().to_string(), &from.to_string());
+    }
+    text
+}
+
+/// The files of a component, and where each is from.
+fn files(pipeline: &ValidatedPipeline, component: &Component) -> Vec<(PathBuf, KeyRef)> {
+    let kafka = &pipeline.kafka;
+    let mut files: Vec<(Place, &str, &KeyRef)> = Vec::new();
+    let authority = |trust: &'_ Trust| match trust {
+        Trust::Public => None,
+        Trust::Authorities { from, .. } => Some(from.clone()),
+    };
+    let kafka_authority = kafka.trust.as_ref().and_then(authority);
+    files.extend(kafka_authority.as_ref().map(|from| (KAFKA_CA, CA, from)));
+    match &kafka.identity {
+        Some(KafkaIdentity::ScramSha512 { username, password }) => {
+            files.push((KAFKA_AUTH, USERNAME, &username.from));
+            files.push((KAFKA_AUTH, PASSWORD, &password.from));
+        }
+        Some(KafkaIdentity::Mtls { certificate, private_key }) => {
+            files.push((KAFKA_AUTH, CERTIFICATE, &certificate.from));
+            files.push((KAFKA_AUTH, PRIVATE_KEY, &private_key.from));
+        }
+        Some(KafkaIdentity::Token(token)) => files.push((KAFKA_AUTH, TOKEN, &token.from)),
+        Some(KafkaIdentity::ServiceAccountToken { .. }) | None => {}
+    }
+    let clickhouse = clickhouse_of(pipeline, component);
+    let clickhouse_authority = clickhouse.and_then(|(trust, _)| authority(trust));
+    files.extend(clickhouse_authority.as_ref().map(|from| (CLICKHOUSE_CA, CA, from)));
+    if let Some((_, Some(user))) = clickhouse {
+        files.push((CLICKHOUSE_AUTH, USERNAME, &user.username.from));
+        files.push((CLICKHOUSE_AUTH, PASSWORD, &user.password.from));
+    }
+    files.into_iter().map(|(place, file, from)| (place.file(file), from.clone())).collect()
+}
+
 /// The volumes of a component, each with the folder that it is mounted at.
 pub(super) fn volumes(pipeline: &ValidatedPipeline, component: &Component) -> Vec<(Volume, &'static str)> {
     let kafka = &pipeline.kafka;
@@ -219,7 +263,44 @@ fn account_token(audience: &str, expiration_seconds: i64) -> (Volume, &'static s
 
 #[cfg(test)]
 mod tests {
-    use crate::build::tests::secured;
+    use super::*;
+    use crate::{
+        build::tests::{secured, secured_references, secured_yaml},
+        validate::validate,
+    };
+
+    #[test]
+    fn what_a_pod_says_of_its_files_is_told_by_secret_and_key() {
+        let said = |identity: &str, component: &str, text: &str| {
+            let object = serde_yaml_ng::from_str(&secured_yaml(identity)).unwrap();
+            let pipeline = validate(&object, &secured_references(), "0.1.0").unwrap();
+            in_terms_of_the_spec(&pipeline, component, text)
+        };
+        assert_eq!(
+            said(
+                "scramSha512: {secret: web-kafka}",
+                "capture",
+                "the user of /etc/penstock-kafka/auth/username with /etc/penstock-kafka/auth/password; trusted is \
+                 /etc/penstock-kafka/ca/ca.crt"
+            ),
+            "the user of key \"username\" of Secret \"web-kafka\" with key \"password\" of Secret \"web-kafka\"; trusted is \
+             key \"ca.crt\" of Secret \"kafka-ca\""
+        );
+        assert_eq!(
+            said(
+                "mtls: {secret: web-kafka-mtls}",
+                "export-warehouse",
+                "/etc/penstock-kafka/auth/tls.crt, /etc/penstock-clickhouse/auth/username, /etc/penstock-clickhouse/ca/ca.crt"
+            ),
+            "key \"tls.crt\" of Secret \"web-kafka-mtls\", key \"user\" of Secret \"ch-insert\", key \"bundle.pem\" of \
+             ConfigMap \"company-ca\""
+        );
+        // A component that has no such file, and one that there is not.
+        for component in ["capture", "nobody"] {
+            let text = "/etc/penstock-clickhouse/auth/username";
+            assert_eq!(said("scramSha512: {secret: web-kafka}", component, text), text);
+        }
+    }
 
     #[test]
     fn an_export_with_a_password_towards_both() {

@@ -21,7 +21,7 @@ use k8s_openapi::api::{
 
 pub use config::{ComponentConfig, Rendering};
 pub use config_map::KEY as CONFIG_KEY;
-pub use credentials::ANNOTATION as CREDENTIALS_ANNOTATION;
+pub use credentials::{ANNOTATION as CREDENTIALS_ANNOTATION, in_terms_of_the_spec};
 pub use deployment::{ADMIN_PORT, CONFIG_VOLUME};
 pub use labels::{COMPONENT_LABEL, INSTANCE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, REVISION_LABEL};
 
