@@ -123,7 +123,6 @@ pub async fn run(
         images: options.images(),
         default_version: options.default_version.clone(),
         resync: options.resync(),
-        unfinished: options.unfinished(),
         client,
     });
 

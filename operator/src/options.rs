@@ -63,28 +63,9 @@ pub struct Options {
         value_parser = clap::value_parser!(u16).range(1..=1024)
     )]
     pub concurrency: u16,
-
-    /// Let specs through that name TLS or credentials, which the components of this version do not use yet. For
-    /// tests of the operator alone.
-    #[arg(long, hide = true)]
-    pub unfinished: bool,
-}
-
-/// What becomes of a spec that needs what the components cannot do yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfinished {
-    /// It is refused.
-    Refused,
-    /// It is let through.
-    LetThrough,
 }
 
 impl Options {
-    /// What becomes of a spec that needs what the components cannot do yet.
-    pub fn unfinished(&self) -> Unfinished {
-        if self.unfinished { Unfinished::LetThrough } else { Unfinished::Refused }
-    }
-
     /// Where the components' image comes from.
     pub fn images(&self) -> ImageSource {
         ImageSource {

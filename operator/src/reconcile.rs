@@ -26,7 +26,6 @@ use crate::{
         pods,
         references::{ReferenceNames, ReferenceReader, References},
     },
-    options::Unfinished,
     report::{
         self, ApplyFailure, Difference, Effect, Facts, LAG_WRITE_INTERVAL, Verdict,
         components::Wanted,
@@ -66,8 +65,6 @@ pub struct Context {
     pub default_version: String,
     /// Time between two looks at what is outside Kubernetes.
     pub resync: Duration,
-    /// What becomes of a spec that needs what the components cannot do yet.
-    pub unfinished: Unfinished,
 }
 
 /// Why a pass could not be finished. What can be shown in the status is shown there, and is not an error of the pass.
@@ -316,9 +313,6 @@ fn plan(
         return planned.result.clone();
     }
     let result = validate::validate(object, &references, &context.default_version).and_then(|pipeline| {
-        if context.unfinished == Unfinished::Refused {
-            validate::unfinished::refuse(&pipeline)?;
-        }
         let objects = build::objects(&pipeline, &context.images).map_err(|error| {
             Problems::from(validate::Problem::Field { field: "spec".into(), message: error.to_string() })
         })?;

@@ -204,7 +204,6 @@ async fn credentials_are_told_by_name_renewed_as_they_should_be_and_shown_nowher
         "Never",
         "--resync-seconds",
         "2",
-        "--unfinished",
     ]);
     let shutdown = Shutdown::new();
     let identity = Identity {

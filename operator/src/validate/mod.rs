@@ -8,7 +8,6 @@ mod names;
 mod pipeline;
 mod problem;
 mod programs;
-pub mod unfinished;
 mod workload;
 
 use std::collections::BTreeSet;
