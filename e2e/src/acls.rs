@@ -159,6 +159,38 @@ pub fn table() -> String {
     text
 }
 
+/// The same as commands, for a pipeline `web` in the namespace `shop` whose components are the user `web` and whose operator is
+/// `web-admin`. Lines about one resource of one user are one command.
+pub fn commands() -> String {
+    let mut commands: Vec<(String, Vec<String>)> = Vec::new();
+    for acl in ACLS {
+        let user = match acl.identity {
+            Identity::Data => "web",
+            Identity::Admin => "web-admin",
+        };
+        let kind = match acl.resource {
+            Resource::Topic => "topic",
+            Resource::Group => "group",
+            Resource::TransactionalId => "transactional-id",
+        };
+        let (name, pattern) = match acl.name {
+            Literal(name) => (name, ""),
+            Prefixed(name) => (name, " --resource-pattern-type prefixed"),
+        };
+        let resource = format!("--{kind} shop.web.{name}{pattern}");
+        let operation = format!("--operation {:?}", acl.operation);
+        let beginning = format!("allow {user} ");
+        match commands.iter_mut().find(|(of, _)| *of == format!("{beginning}{resource}")) {
+            Some((_, operations)) if operations.contains(&operation) => {}
+            Some((_, operations)) => operations.push(operation),
+            None => commands.push((format!("{beginning}{resource}"), vec![operation])),
+        }
+    }
+    let lines =
+        commands.iter().map(|(resource, operations)| format!("{resource} {}\n", operations.join(" ")));
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +199,9 @@ mod tests {
     fn the_documentation_shows_the_list_that_the_tests_run_with() {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/kafka-acls.md");
         let text = std::fs::read_to_string(page).expect("the page is there");
-        assert!(text.contains(&table()), "put this table into docs/reference/kafka-acls.md:\n{}", table());
+        for part in [table(), commands()] {
+            assert!(text.contains(&part), "put this into docs/reference/kafka-acls.md:\n{part}");
+        }
     }
 
     #[test]

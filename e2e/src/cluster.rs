@@ -56,11 +56,25 @@ impl Cluster {
     /// # Errors
     /// The API server refuses it.
     pub async fn fresh_namespace(&self, purpose: &str) -> Result<String> {
+        self.namespace(purpose, &[]).await
+    }
+
+    /// A fresh namespace that takes no pods but those of the restricted Pod Security standard.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub async fn restricted_namespace(&self, purpose: &str) -> Result<String> {
+        self.namespace(purpose, &[("pod-security.kubernetes.io/enforce", "restricted")]).await
+    }
+
+    async fn namespace(&self, purpose: &str, labels: &[(&str, &str)]) -> Result<String> {
         let name = format!("test-{purpose}-{}", &Uuid::new_v4().simple().to_string()[..6]);
+        let own = [("penstock.dev/test", purpose)];
+        let labels = labels.iter().chain(&own);
         let namespace = Namespace {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
-                labels: Some([("penstock.dev/test".to_owned(), purpose.to_owned())].into()),
+                labels: Some(labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
                 ..ObjectMeta::default()
             },
             ..Namespace::default()

@@ -11,6 +11,8 @@ pub mod load;
 pub mod pipeline;
 pub mod receiver;
 pub mod second_shard;
+pub mod secrecy;
+pub mod secured;
 pub mod servers;
 pub mod truth;
 pub mod warehouse;

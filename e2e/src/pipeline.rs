@@ -83,12 +83,12 @@ impl TestPipeline {
         }
     }
 
-    /// A fresh namespace, and the names that go with it. Nothing is applied yet.
+    /// A fresh namespace, which takes restricted pods only, and the names that go with it. Nothing is applied yet.
     ///
     /// # Errors
     /// The API server refuses the namespace.
     async fn prepare(cluster: &Cluster, purpose: &str) -> Result<Self> {
-        let namespace = cluster.fresh_namespace(purpose).await?;
+        let namespace = cluster.restricted_namespace(purpose).await?;
         Ok(Self {
             cluster: cluster.clone(),
             database: namespace.replace('-', "_"),

@@ -76,6 +76,28 @@ impl Container {
         Ok(Frozen { container: self.clone() })
     }
 
+    /// Closes every connection of the container's pod to this port of others, as a peer that resets them would, and says how
+    /// many there were. The pod may make new ones at once.
+    ///
+    /// # Errors
+    /// Nothing runs in the container, or the kernel does not close them.
+    pub fn hang_up(&self, port: u16) -> Result<usize> {
+        let closed = Run::new("nsenter")
+            .args([
+                "--net",
+                "--target",
+                &self.main_process()?.to_string(),
+                "ss",
+                "--kill",
+                "--no-header",
+                "--tcp",
+                "--numeric",
+                &format!("dport = :{port}"),
+            ])
+            .output()?;
+        Ok(closed.lines().count())
+    }
+
     /// Drops everything that the container's pod sends to these addresses. Dropping the result heals the network.
     ///
     /// # Errors

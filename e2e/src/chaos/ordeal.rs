@@ -69,19 +69,47 @@ pub async fn run_on(
 ) -> Result<()> {
     OwnServers::with(purpose, ground.servers, async |cluster| {
         TestPipeline::on(cluster, purpose, async |pipeline| {
-            let directory = tempfile_in_target()?;
-            let journal = directory.join(format!("{}.journal", pipeline.namespace));
-            let outcome = under_fire(pipeline, &ground, &size, &journal, trouble, judge).await;
-            if outcome.is_ok() {
-                std::fs::remove_file(&journal)?;
-            } else {
-                eprintln!("the journal is kept: {}", journal.display());
-            }
-            outcome
+            let mut spec = spec(pipeline);
+            (ground.spec)(pipeline, &mut spec);
+            with_journal(pipeline, spec, ground.servers.shards, &size, trouble, judge).await
         })
         .await
     })
     .await
+}
+
+/// The same on servers that are there already, with this spec, which has the steps of [`steps`] and writes to one ClickHouse.
+///
+/// # Errors
+/// As [`run`].
+pub async fn on(
+    pipeline: &TestPipeline,
+    spec: Value,
+    size: Size,
+    trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
+    judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
+) -> Result<()> {
+    with_journal(pipeline, spec, 1, &size, trouble, judge).await
+}
+
+/// Keeps the journal when something was wrong.
+async fn with_journal(
+    pipeline: &TestPipeline,
+    spec: Value,
+    shards: u16,
+    size: &Size,
+    trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
+    judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
+) -> Result<()> {
+    let directory = tempfile_in_target()?;
+    let journal = directory.join(format!("{}.journal", pipeline.namespace));
+    let outcome = under_fire(pipeline, (spec, shards), size, &journal, trouble, judge).await;
+    if outcome.is_ok() {
+        std::fs::remove_file(&journal)?;
+    } else {
+        eprintln!("the journal is kept: {}", journal.display());
+    }
+    outcome
 }
 
 fn tempfile_in_target() -> Result<PathBuf> {
@@ -94,27 +122,30 @@ fn tempfile_in_target() -> Result<PathBuf> {
 fn spec(pipeline: &TestPipeline) -> Value {
     let mut spec = pipeline.spec();
     spec["kafka"]["topics"]["defaults"]["partitions"] = json!(4);
-    spec["transformation"] = json!({"steps": [
-        {"name": "mark", "vrl": ".properties.seen_by = \"transformation\""},
-        {"name": "poison", "onError": "DeadLetter", "vrl": load::POISON},
-    ]});
+    spec["transformation"] = json!({"steps": steps()});
     spec["exports"][0]["block"] = json!({"maxRows": "20k", "maxAge": "1s"});
     spec
 }
 
+/// Transformation steps: one that marks what it sees, and one that fails on some.
+pub fn steps() -> Value {
+    json!([
+        {"name": "mark", "vrl": ".properties.seen_by = \"transformation\""},
+        {"name": "poison", "onError": "DeadLetter", "vrl": load::POISON},
+    ])
+}
+
 async fn under_fire(
     pipeline: &TestPipeline,
-    ground: &Ground,
+    (spec, shards): (Value, u16),
     size: &Size,
     journal: &std::path::Path,
     trouble: impl AsyncFnOnce(&mut Striker<'_>, &Pace) -> Result<()>,
     judge: impl AsyncFnOnce(&TestPipeline, &Account) -> Result<()>,
 ) -> Result<()> {
-    let mut spec = spec(pipeline);
-    (ground.spec)(pipeline, &mut spec);
     pipeline.apply(&spec).await?;
     pipeline.wait_ready(Duration::from_secs(180)).await?;
-    stop_merges(pipeline, ground.servers.shards).await?;
+    stop_merges(pipeline, shards).await?;
 
     let forward = pipeline.capture().await?;
     let pace = Arc::new(Pace::default());
