@@ -1,13 +1,16 @@
 //! Records to Kafka, by an idempotent producer whose acknowledgements are awaited.
 //!
-//! `message.timeout.ms` bounds the wait: after it librdkafka gives its final report of a message, and only then a request
-//! is answered with an error. So nothing lands after a failure was told, but for what a broker had already received
-//! without being able to say so.
+//! The wait is bounded here, and not by `message.timeout.ms`: when librdkafka gives one message up, it goes on with the others
+//! under another epoch, and what it had sent before without an answer is sent again, which brokers cannot tell from something
+//! new any more. So a producer that owes a report for too long is given up as a whole: another takes its place, and
+//! what the old one still has fails, in its queue and on its way. No message is ever in the hands of two producers or
+//! of two epochs, and nothing lands after a failure was told, but for what a broker had already received without being able to
+//! say so, and that once.
 
 use std::{
     error::Error,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -30,7 +33,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
-    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
 };
 use tokio::sync::Notify;
 use tracing::{error, warn};
@@ -50,19 +53,23 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Without a sign of life for so long, Kafka is away.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
-/// What librdkafka may need beyond `message.timeout.ms` to give its report: it looks at its timers once a second.
+/// What librdkafka may need to report the messages of a producer that was given up.
 const REPORT_SLACK: Duration = Duration::from_secs(10);
+/// How long a producer that was given up is kept for requests that still hold it.
+const LINGERING: Duration = Duration::from_secs(30);
 
 type CaptureProducer = ThreadedProducer<Reports>;
 
 /// Kafka as a [`Sink`].
 pub struct KafkaSink {
+    /// For what goes on when a request is no longer there.
+    me: Weak<Self>,
     config: CaptureConfig,
     kafka: Connection,
     client_id: String,
     queue: Budget,
     producer: ArcSwap<CaptureProducer>,
-    /// Held while a producer is replaced, so that one fatal error makes one new producer.
+    /// Held while a producer is replaced, so that one trouble makes one new producer.
     replacing: Mutex<()>,
     metrics: CaptureMetrics,
     signs: Arc<SignsOfLife>,
@@ -108,6 +115,37 @@ impl Fate {
         if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.settled.notify_one();
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Messages that are due at some time, whether their client waits for them or has gone away.
+struct Due<'a> {
+    sink: &'a KafkaSink,
+    producer: &'a Arc<CaptureProducer>,
+    fate: &'a Arc<Fate>,
+    at: tokio::time::Instant,
+}
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        if self.fate.is_settled() {
+            return;
+        }
+        // The client went away, and the request with it; its messages have not.
+        let (Some(sink), Ok(runtime)) = (self.sink.me.upgrade(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let (producer, fate, at) = (Arc::clone(self.producer), Arc::clone(self.fate), self.at);
+        runtime.spawn(async move {
+            if tokio::time::timeout_at(at, fate.settled.notified()).await.is_err() {
+                sink.give_up(&producer);
+            }
+        });
     }
 }
 
@@ -164,7 +202,8 @@ impl KafkaSink {
         let signs = Arc::new(SignsOfLife { origin: Instant::now(), last: AtomicU64::new(0) });
         let client_id = format!("{}-{pod}", config.identity.component);
         let producer = ArcSwap::from_pointee(producer(config, &kafka, &client_id, &signs)?);
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             config: config.clone(),
             kafka,
             client_id,
@@ -281,21 +320,33 @@ impl KafkaSink {
         Ok(())
     }
 
+    fn is_current(&self, producer: &Arc<CaptureProducer>) -> bool {
+        Arc::ptr_eq(&self.producer.load(), producer)
+    }
+
     /// A producer that has lost its sequence takes no message any more; a new one begins another.
     fn replace_if_broken(&self, broken: &Arc<CaptureProducer>) {
         let Some((code, reason)) = broken.client().fatal_error() else { return };
+        if self.is_current(broken) {
+            error!(%code, reason, "the producer is broken for good; a new one takes its place");
+            self.give_up(broken);
+        }
+    }
+
+    /// Puts a new producer in the place of this one, and fails everything that it has. The first that asks does it.
+    fn give_up(&self, old: &Arc<CaptureProducer>) {
         let _one_at_a_time = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&self.producer.load(), broken) {
+        if !self.is_current(old) {
             return;
         }
         match producer(&self.config, &self.kafka, &self.client_id, &self.signs) {
             Ok(fresh) => {
-                error!(%code, reason, "the producer is broken for good; a new one takes its place");
                 self.producer.store(Arc::new(fresh));
                 self.metrics.producers_replaced.inc();
             }
-            Err(error) => error!(%error, "the producer is broken for good, and no new one can be made"),
+            Err(error) => error!(%error, "no new producer can be made; the old one goes on"),
         }
+        purge(Arc::clone(old));
     }
 
     fn failed(&self, error: &KafkaError, producer: &Arc<CaptureProducer>) -> WriteError {
@@ -322,18 +373,35 @@ impl Sink for KafkaSink {
             settled: Notify::new(),
             _claim: claim,
         });
+        let longest = Duration::from_millis(self.config.limits.delivery_timeout_ms.into());
+        let due =
+            Due { sink: self, producer: &producer, fate: &fate, at: tokio::time::Instant::now() + longest };
         let refused = self.enqueue(&producer, &records, &fate).err();
         drop(records);
         fate.report(refused);
-        // All reports come within `message.timeout.ms`. Should librdkafka ever owe one, the client must not wait for ever.
-        let longest = Duration::from_millis(self.config.limits.delivery_timeout_ms.into()) + REPORT_SLACK;
-        if tokio::time::timeout(longest, fate.settled.notified()).await.is_err() {
-            error!(waiting = fate.waiting.load(Ordering::Acquire), "librdkafka owes reports of messages");
-            self.metrics.write_failed("no_report");
-            return Err(WriteError::Undelivered("no report".to_owned()));
+        if !self.is_current(&producer) {
+            // It was given up meanwhile, and may have been purged before these messages came.
+            purge(Arc::clone(&producer));
+        }
+        let overdue = tokio::time::timeout_at(due.at, fate.settled.notified()).await.is_err();
+        if overdue {
+            warn!(
+                waited_ms = longest.as_millis() as u64,
+                "Kafka has not acknowledged in time; giving up what waits"
+            );
+            self.give_up(&producer);
+            if tokio::time::timeout(REPORT_SLACK, fate.settled.notified()).await.is_err() {
+                error!(waiting = fate.waiting.load(Ordering::Acquire), "librdkafka owes reports of messages");
+                self.metrics.write_failed("no_report");
+                return Err(WriteError::Undelivered("no report".to_owned()));
+            }
         }
         let failure = fate.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         match failure {
+            Some(_) if overdue => {
+                self.metrics.write_failed("timed_out");
+                Err(WriteError::Undelivered(format!("not acknowledged within {longest:?}")))
+            }
             Some(error) => Err(self.failed(&error, &producer)),
             None => {
                 self.metrics.acknowledgement_seconds.observe(started.elapsed().as_secs_f64());
@@ -359,10 +427,27 @@ fn producer(
         MAX_BATCH_BYTES,
     );
     client.set("linger.ms", limits.linger_ms.to_string());
+    // Messages are given up together or not at all, by `KafkaSink::give_up`.
+    client.set("message.timeout.ms", "0");
     let producer: CaptureProducer =
         client.create_with_context(Reports { signs: Arc::clone(signs), context: kafka.context() })?;
     connection::refresh(producer.client());
     Ok(producer)
+}
+
+/// Fails all messages of a producer: those that wait, and those on their way, whose answers nobody listens to any more. On a
+/// thread of its own, which waits for those of all brokers, and at last for their end.
+fn purge(producer: Arc<CaptureProducer>) {
+    let purging = std::thread::Builder::new().name("given-up".to_owned()).spawn(move || {
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let begun = Instant::now();
+        while Arc::strong_count(&producer) > 1 && begun.elapsed() < LINGERING {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    if let Err(error) = purging {
+        error!(%error, "no thread can be had; what waits for Kafka goes on waiting");
+    }
 }
 
 /// A short stable name of an error, for metrics.
@@ -383,82 +468,4 @@ fn error_code(error: &KafkaError) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use penstock_pipeline::{config::Identity, telemetry::Metrics};
-    use rdkafka::{
-        ClientConfig,
-        admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-        bindings::rd_kafka_test_fatal_error,
-        client::DefaultClientContext,
-        types::RDKafkaRespErr,
-    };
-
-    use super::*;
-    use crate::{
-        event,
-        record::{Receipt, captured},
-        timestamp::UnixMicros,
-    };
-
-    fn record() -> Record {
-        let data = r#"{"event":"a","distinct_id":"u"}"#;
-        let now = UnixMicros::now();
-        let receipt = Receipt {
-            now,
-            now_text: now.rfc3339(),
-            sent_at: None,
-            sent_at_text: None,
-            ip: "203.0.113.9".into(),
-            token: "phc_a".into(),
-            project_id: 1,
-            historical_migration: false,
-        };
-        captured(&receipt, &event::parse(data).event.unwrap(), data)
-    }
-
-    #[tokio::test]
-    #[ignore = "needs Kafka and ClickHouse; make test provides them"]
-    async fn after_a_fatal_error_a_new_producer_takes_over_and_memory_is_given_back() {
-        let bootstrap = std::env::var("PENSTOCK_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:19092".into());
-        let mut config: CaptureConfig =
-            serde_yaml_ng::from_str(include_str!("../tests/config.yaml")).unwrap();
-        config.kafka.bootstrap_servers = bootstrap.clone();
-        config.topic = format!("capture-test.fatal.{}", uuid::Uuid::now_v7().simple());
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", &bootstrap).create().unwrap();
-        let topic = NewTopic::new(&config.topic, 1, TopicReplication::Fixed(1));
-        admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
-        let identity = Identity { namespace: "n".into(), pipeline: "p".into(), component: "capture".into() };
-        let metrics = CaptureMetrics::new(&Metrics::new(&identity));
-        let sink =
-            KafkaSink::new(&config, Connection::plaintext(&bootstrap), "pod", metrics.clone()).unwrap();
-        let write = async || {
-            let mut claim = sink.queue.claim();
-            claim.grow(record().cost()).unwrap();
-            sink.write(vec![record()], claim).await
-        };
-
-        assert_eq!(write().await, Ok(()));
-        let broken = sink.producer.load_full();
-        // SAFETY: the client lives as long as `broken`; the reason is a C string of the program.
-        unsafe {
-            rd_kafka_test_fatal_error(
-                broken.client().native_ptr(),
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
-                c"made by a test".as_ptr(),
-            );
-        }
-        assert!(matches!(write().await, Err(WriteError::Undelivered(_))));
-        assert_eq!(write().await, Ok(()));
-        assert_eq!(metrics.producers_replaced.get(), 1);
-        // The thread of the last report may hold it for a moment longer than the report takes.
-        for _ in 0..100 {
-            if sink.queue.used() == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(sink.queue.used(), 0);
-        admin.delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
-    }
-}
+mod tests;

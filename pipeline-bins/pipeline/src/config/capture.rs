@@ -42,7 +42,8 @@ pub struct CaptureLimits {
     pub max_in_flight_bytes: u64,
     /// Bytes that wait in the producer's queue; a full queue is answered 503.
     pub producer_queue_bytes: u64,
-    /// `message.timeout.ms`: an event that Kafka has not acknowledged by then has failed, and the request is answered 503.
+    /// An event that Kafka has not acknowledged by then has failed, and the request is answered 503; so has everything else
+    /// that waits for Kafka then.
     pub delivery_timeout_ms: u32,
     /// `linger.ms`.
     pub linger_ms: u32,
