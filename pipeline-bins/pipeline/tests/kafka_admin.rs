@@ -8,9 +8,11 @@ use std::{
 
 use penstock_pipeline::kafka::{
     admin::{
-        self, ConfigChange, ConfigSource, Isolation, NewTopic, OffsetSpec, change_config, committed_offsets,
-        create_partitions, create_topic, delete_topic, describe_configs, describe_topics, list_offsets,
+        self, Allowed, ConfigChange, ConfigSource, Isolation, NewTopic, OffsetSpec, change_config,
+        committed_offsets, create_partitions, create_topic, delete_topic, describe_configs, describe_topics,
+        list_offsets,
     },
+    rights::Needs,
     topic_ids::topic_id,
 };
 use rdkafka::{
@@ -82,6 +84,28 @@ impl Drop for Topic<'_> {
     fn drop(&mut self) {
         let _ = delete_topic(self.client, &self.name, TIMEOUT);
     }
+}
+
+#[test]
+#[ignore = "needs Kafka and ClickHouse; make test provides them"]
+fn who_may_do_everything_lacks_nothing_and_of_what_is_not_there_nothing_is_known() {
+    let producer = producer();
+    let client = producer.client();
+    let topic = Topic::create(client, "rights", 1, &[]);
+    let missing = format!("{}.missing", topic.name);
+    let group = format!("{}.group", topic.name);
+    let allowed = admin::allowed_on_topics(client, &[&topic.name, &missing], TIMEOUT).unwrap();
+    assert!(
+        matches!(&allowed[&topic.name], Allowed::These(operations) if operations.len() > 4),
+        "{allowed:?}"
+    );
+    assert_eq!(allowed[&missing], Allowed::Unknown);
+    let described = describe_topics(client, &[&topic.name], TIMEOUT).unwrap();
+    assert_eq!(described[&topic.name].allowed, allowed[&topic.name]);
+    let needs = Needs::default().read(&topic.name).write(&topic.name).write(&missing).group(&group);
+    // The group coordinator may not be known yet.
+    let lacking = eventually("the brokers say what is allowed", || needs.missing(client, TIMEOUT).ok());
+    assert_eq!(lacking, []);
 }
 
 fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

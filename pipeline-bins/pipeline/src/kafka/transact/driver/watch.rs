@@ -19,7 +19,7 @@ use crate::kafka::{
 };
 
 /// Longest wait for an answer about rights. Nobody is kept from anything by not knowing it.
-const RIGHTS: Duration = Duration::from_secs(2);
+const RIGHTS: Duration = Duration::from_secs(1);
 
 impl<P: Process, F: Faults> Driver<'_, P, F> {
     /// Asks what is allowed, once in a while.
