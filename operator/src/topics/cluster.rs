@@ -34,6 +34,12 @@ const FAILURE_HOLDS: Duration = Duration::from_secs(3);
 /// A client that nobody used for so long is closed.
 const UNUSED_AFTER: Duration = Duration::from_secs(15 * 60);
 
+/// Groups that nobody answers about for so long, while the cluster answers, take another client.
+///
+/// librdkafka 2.12 remembers the coordinator of a group as a broker that it has given up meanwhile, and then no question about
+/// that group is ever answered to this client.
+const GROUPS_SILENT: Duration = Duration::from_secs(45);
+
 /// Group of the consumer that looks at single messages. It joins nothing and commits nothing.
 const GROUP: &str = "penstock-operator";
 
@@ -49,6 +55,8 @@ pub struct Cluster {
     access: Access,
     gate: Semaphore,
     failure: Mutex<Option<(Instant, Failure)>>,
+    /// Since when nobody answers about some group.
+    groups_silent_since: Mutex<Option<Instant>>,
     looking: Mutex<lag::Memory>,
 }
 
@@ -62,6 +70,15 @@ impl Clusters {
     pub fn get(&self, access: &Access) -> Result<Arc<Cluster>, String> {
         let mut clusters = lock(&self.clusters);
         let now = Instant::now();
+        let stuck = clusters.get(access).is_some_and(|(cluster, _)| is_stuck(cluster.silence_of_groups()));
+        let mut unused: Vec<_> = Vec::new();
+        if stuck && let Some((cluster, _)) = clusters.remove(access) {
+            tracing::info!(
+                bootstrap_servers = access.bootstrap_servers,
+                "the coordinators of groups do not answer this client, and the cluster does; making another client"
+            );
+            unused.push(cluster);
+        }
         let cluster = match clusters.get_mut(access) {
             Some((cluster, used)) => {
                 *used = now;
@@ -73,10 +90,8 @@ impl Clusters {
                 cluster
             }
         };
-        let unused: Vec<_> = clusters
-            .extract_if(|_, (_, used)| now.duration_since(*used) > UNUSED_AFTER)
-            .map(|(_, (cluster, _))| cluster)
-            .collect();
+        let old = clusters.extract_if(|_, (_, used)| now.duration_since(*used) > UNUSED_AFTER);
+        unused.extend(old.map(|(_, (cluster, _))| cluster));
         drop(clusters);
         if !unused.is_empty() {
             // Closing a client waits for its threads.
@@ -123,6 +138,7 @@ impl Cluster {
             access: access.clone(),
             gate: Semaphore::new(CONCURRENCY),
             failure: Mutex::new(None),
+            groups_silent_since: Mutex::new(None),
             looking: Mutex::new(lag::Memory::default()),
         })
     }
@@ -170,6 +186,16 @@ impl Cluster {
         *lock(&self.consumer.context().seen)
     }
 
+    /// Keeps whether somebody answered about every group of a pipeline. Said only when the cluster itself has answered.
+    pub(super) fn note_groups(&self, answered: bool) {
+        let mut since = lock(&self.groups_silent_since);
+        *since = if answered { None } else { Some(since.unwrap_or_else(Instant::now)) };
+    }
+
+    fn silence_of_groups(&self) -> Option<Duration> {
+        lock(&self.groups_silent_since).map(|since| since.elapsed())
+    }
+
     /// Why the cluster did not answer, if that was a moment ago.
     pub(super) fn recent_failure(&self) -> Option<Failure> {
         lock(&self.failure)
@@ -186,6 +212,11 @@ impl Cluster {
         }
         *lock(&self.failure) = failure.map(|why| (Instant::now(), why.clone()));
     }
+}
+
+/// Whether another client is due, by how long nobody has answered about groups.
+fn is_stuck(silence: Option<Duration>) -> bool {
+    silence.is_some_and(|silence| silence > GROUPS_SILENT)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -231,3 +262,31 @@ impl ClientContext for Silent {
 }
 
 impl ConsumerContext for Silent {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_whose_groups_stay_silent_is_replaced_and_one_that_hears_of_them_is_not() {
+        let clusters = Clusters::new();
+        let access = Access::plaintext("127.0.0.1:1");
+        let first = clusters.get(&access).unwrap();
+        first.note_groups(false);
+        let since = *lock(&first.groups_silent_since);
+        first.note_groups(false);
+        assert_eq!(*lock(&first.groups_silent_since), since, "the first silence counts");
+        assert!(Arc::ptr_eq(&first, &clusters.get(&access).unwrap()));
+        first.note_groups(true);
+        assert_eq!(first.silence_of_groups(), None);
+
+        *lock(&first.groups_silent_since) = Instant::now().checked_sub(GROUPS_SILENT * 2);
+        assert!(!Arc::ptr_eq(&first, &clusters.get(&access).unwrap()));
+    }
+
+    #[test]
+    fn a_short_silence_is_an_election() {
+        assert!(!is_stuck(None) && !is_stuck(Some(Duration::from_secs(10))));
+        assert!(is_stuck(Some(GROUPS_SILENT + Duration::from_secs(1))));
+    }
+}

@@ -130,12 +130,14 @@ fn lags(
     denied: &mut Vec<Failure>,
 ) -> BTreeMap<String, GroupLag> {
     let client = cluster.client();
+    let mut silent = false;
     let committed: Vec<_> = groups
         .iter()
         .filter_map(|reading| {
             let partitions = partitions_of(&reading.topic, topics.get(&reading.topic)?.partitions);
             let answer = remaining(deadline).and_then(|timeout| {
                 admin::committed_offsets(client, &reading.group, &partitions, timeout).map_err(|error| {
+                    silent |= error.is_unreachable();
                     let why = cluster.access().failure(&error, "Describe", None);
                     if why.cause == Cause::NotAuthorized {
                         denied.push(why);
@@ -146,6 +148,10 @@ fn lags(
             Some((reading, answer))
         })
         .collect();
+
+    if !committed.is_empty() {
+        cluster.note_groups(!silent);
+    }
 
     let read: BTreeSet<&str> = committed.iter().map(|(reading, _)| reading.topic.as_str()).collect();
     let partitions: Vec<(&str, i32)> =

@@ -236,7 +236,7 @@ impl KafkaSink {
         let producer = self.producer.load_full();
         connection::refresh(producer.client());
         // Before a client's events are on their way: without a right, each would be told to come again, for ever.
-        if let Ok(missing) = self.needs.missing(producer.client(), PROBE_TIMEOUT) {
+        if let Ok(missing) = self.needs.clone().asker().missing(producer.client(), PROBE_TIMEOUT) {
             let denied = rights::told(&missing);
             if let Some(denied) = &denied {
                 warn!("{denied}");

@@ -25,11 +25,15 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(20);
 pub async fn watch(letters: DeadLetters, needs: Needs, check: Check, stop: Shutdown) {
     let mut answered = None;
     let mut denied = None;
+    let mut asker = needs.asker();
     loop {
-        let (asking, asked) = (letters.clone(), needs.clone());
-        let answer =
-            tokio::task::spawn_blocking(move || asked.missing(asking.producer().client(), QUESTION)).await;
-        let Ok(answer) = answer else { return };
+        let asking = letters.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = asker.missing(asking.producer().client(), QUESTION);
+            (answer, asker)
+        });
+        let Ok((answer, again)) = asked.await else { return };
+        asker = again;
         if answer.is_ok() {
             answered = Some(Instant::now());
         }
@@ -88,8 +92,10 @@ mod tests {
     fn a_short_silence_changes_nothing_and_a_missing_right_is_told_at_once() {
         let client: BaseProducer<DefaultProducerContext> =
             ClientConfig::new().set("bootstrap.servers", "127.0.0.1:1").create().unwrap();
-        let needs = Needs::default().write("p.dead-letter");
-        let silent = needs.missing(client.client(), Duration::from_millis(100));
+        let silent = Needs::default()
+            .write("p.dead-letter")
+            .asker()
+            .missing(client.client(), Duration::from_millis(100));
         assert!(silent.is_err());
         let s = Duration::from_secs;
         assert_eq!(verdict(&silent, Some(s(1))), None);

@@ -8,7 +8,7 @@ use std::{
 
 use penstock_pipeline::kafka::{
     admin::{
-        self, Allowed, ConfigChange, ConfigSource, Isolation, NewTopic, OffsetSpec, change_config,
+        self, Allowed, ConfigChange, ConfigSource, Isolation, NewTopic, OffsetSpec, Operation, change_config,
         committed_offsets, create_partitions, create_topic, delete_topic, describe_configs, describe_topics,
         list_offsets,
     },
@@ -103,9 +103,8 @@ fn who_may_do_everything_lacks_nothing_and_of_what_is_not_there_nothing_is_known
     let described = describe_topics(client, &[&topic.name], TIMEOUT).unwrap();
     assert_eq!(described[&topic.name].allowed, allowed[&topic.name]);
     let needs = Needs::default().read(&topic.name).write(&topic.name).write(&missing).group(&group);
-    // The group coordinator may not be known yet.
-    let lacking = eventually("the brokers say what is allowed", || needs.missing(client, TIMEOUT).ok());
-    assert_eq!(lacking, []);
+    assert_eq!(needs.asker().missing(client, TIMEOUT).unwrap(), []);
+    assert!(!admin::allowed_on_group(client, &group, TIMEOUT).unwrap().denies(Operation::Read));
 }
 
 fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

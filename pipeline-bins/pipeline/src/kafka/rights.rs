@@ -5,7 +5,11 @@
 //! way. So the brokers are asked what is allowed, at the start and then every few seconds. Without an authorizer, everything
 //! is. Transactional ids cannot be asked for; what is refused there is told at once.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use rdkafka::client::{Client, ClientContext};
 
@@ -18,6 +22,9 @@ use super::{
 pub const INTERVAL: Duration = Duration::from_secs(10);
 /// How often to ask while something is.
 pub const INTERVAL_WHILE_DENIED: Duration = Duration::from_secs(2);
+
+/// How long a group is not asked for after a question that nobody answered.
+const GROUP_SILENCE: Duration = Duration::from_secs(60);
 
 /// What a component does with topics and a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,22 +69,9 @@ impl Needs {
         self
     }
 
-    /// Asks the brokers what of it is not allowed. Blocks for at most twice `timeout` and some seconds.
-    ///
-    /// # Errors
-    /// Nobody answers.
-    pub fn missing<C: ClientContext>(
-        &self,
-        client: &Client<C>,
-        timeout: Duration,
-    ) -> Result<Vec<Missing>, AdminError> {
-        let names: Vec<&str> = self.topics.iter().map(|(topic, _)| topic.as_str()).collect();
-        let topics = admin::allowed_on_topics(client, &names, timeout)?;
-        let group = match &self.group {
-            Some(group) => admin::allowed_on_group(client, group, timeout)?,
-            None => Allowed::Unknown,
-        };
-        Ok(self.lacking(&topics, &group))
+    /// One who asks for it.
+    pub fn asker(self) -> Asker {
+        Asker { needs: self, group_from: None }
     }
 
     fn lacking(&self, topics: &BTreeMap<String, Allowed>, group: &Allowed) -> Vec<Missing> {
@@ -91,6 +85,46 @@ impl Needs {
             name: group.clone(),
         });
         of_topics.chain(of_group).collect()
+    }
+}
+
+/// Asks the brokers what of some needs is not allowed.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    needs: Needs,
+    /// When the group is worth another question.
+    group_from: Option<Instant>,
+}
+
+impl Asker {
+    /// Asks. Blocks for at most twice `timeout` and some seconds.
+    ///
+    /// Of a group whose coordinator does not answer nothing is known, and it is not asked for a while: librdkafka 2.12
+    /// remembers the coordinator of a group as a broker that it has given up meanwhile, and then no question about that group
+    /// is ever answered to this client. Seen after a restart of a single broker.
+    ///
+    /// # Errors
+    /// Nobody answers about the topics.
+    pub fn missing<C: ClientContext>(
+        &mut self,
+        client: &Client<C>,
+        timeout: Duration,
+    ) -> Result<Vec<Missing>, AdminError> {
+        let mut names: Vec<&str> = self.needs.topics.iter().map(|(topic, _)| topic.as_str()).collect();
+        // One that is read and written is asked for once.
+        names.sort_unstable();
+        names.dedup();
+        let topics = admin::allowed_on_topics(client, &names, timeout)?;
+        let now = Instant::now();
+        let group = match &self.needs.group {
+            Some(group) if self.group_from.is_none_or(|from| from <= now) => {
+                let answer = admin::allowed_on_group(client, group, timeout);
+                self.group_from = answer.is_err().then(|| now + GROUP_SILENCE);
+                answer.unwrap_or(Allowed::Unknown)
+            }
+            _ => Allowed::Unknown,
+        };
+        Ok(self.needs.lacking(&topics, &group))
     }
 }
 

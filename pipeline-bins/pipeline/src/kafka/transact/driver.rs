@@ -38,7 +38,7 @@ use crate::{
         Message, client,
         client::LogContext,
         poll::{Polled, PolledConsumer},
-        rights::Needs,
+        rights::{self, Needs},
     },
 };
 
@@ -95,11 +95,12 @@ pub(super) fn run(
         placing: (0, Duration::ZERO),
         looked_at: Duration::ZERO,
         topic_looked_at: Duration::ZERO,
-        needs: Needs::default()
+        rights: Needs::default()
             .read(&options.source.topic)
             .group(&options.source.group)
             .write(&options.sink)
-            .write(&options.dead_letter),
+            .write(&options.dead_letter)
+            .asker(),
         rights_looked_at: None,
         options,
         metrics,
@@ -152,7 +153,7 @@ struct Driver<'a, P, F> {
     placing: (u32, Duration),
     looked_at: Duration,
     topic_looked_at: Duration,
-    needs: Needs,
+    rights: rights::Asker,
     /// When the brokers were last asked what is allowed; `None` before the first time.
     rights_looked_at: Option<Duration>,
     metrics: Metrics,

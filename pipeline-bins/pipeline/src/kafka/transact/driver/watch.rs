@@ -31,7 +31,7 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
         }
         self.rights_looked_at = Some(now);
         // Who does not answer is told of by others.
-        let Ok(missing) = self.needs.missing(self.consumer.client().client(), RIGHTS) else { return };
+        let Ok(missing) = self.rights.missing(self.consumer.client().client(), RIGHTS) else { return };
         let denied = rights::told(&missing);
         let mut facts = self.status.facts();
         if facts.denied != denied {
