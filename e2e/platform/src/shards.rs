@@ -12,6 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     command::{append, wait_until},
@@ -124,6 +128,32 @@ impl Shards {
         }
         self.spawn(shard)?;
         self.wait(shard)
+    }
+
+    /// Stops the server of a shard where it is: connections to it stand, new ones are taken by the kernel, and nobody answers.
+    /// [`Self::thaw`] lets it go on with all that has come meanwhile.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self, shard: usize) -> Result<()> {
+        self.signal(shard, Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen server go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn thaw(&self, shard: usize) -> Result<()> {
+        self.signal(shard, Signal::SIGCONT)
+    }
+
+    fn signal(&self, shard: usize, signal: Signal) -> Result<()> {
+        let process = self.servers[shard].process.as_ref().context("the shard does not run")?;
+        // The server is the launcher's only child.
+        let path = format!("/proc/{0}/task/{0}/children", process.id());
+        let children = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let server = children.split_whitespace().next().context("the launcher has no server")?;
+        kill(Pid::from_raw(server.parse()?), signal).with_context(|| format!("{signal} to shard {shard}"))
     }
 
     fn data(&self, shard: usize) -> PathBuf {

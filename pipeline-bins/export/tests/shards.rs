@@ -235,6 +235,38 @@ fn blocks_whose_owner_is_killed_while_a_shard_is_down_are_settled_by_the_next_on
 
 #[test]
 #[ignore = "needs Kafka and the platform's ClickHouse; make test provides them"]
+fn a_shard_that_stood_still_and_does_late_what_it_was_asked_doubles_nothing() {
+    let shards = Shards::start(&[1, 1]).unwrap();
+    let world = World::sharded("shardfrozen", 3, &shards);
+    let mut config = world.config(&shards.url(0), BLOCKS);
+    let Destination::ClickHouse(clickhouse) = &mut config.destination else { panic!("no table") };
+    clickhouse.insert_timeout_ms = 1_500;
+    let mut exporter = world.start("one", &config);
+    world.produce(0, 3_000, some_are_bad);
+    world.wait_until_exported(PATIENCE);
+    let mut sent = 3_000;
+    for _ in 0..3 {
+        let failures = exporter.logged("did not answer as wished");
+        shards.freeze(1).unwrap();
+        world.produce(sent, 6_000, some_are_bad);
+        sent += 6_000;
+        // Each attempt waits in front of the server with its rows, and is not taken back by the time-out.
+        wait_until("several attempts were made", || {
+            exporter.logged("did not answer as wished") > failures + 6
+        });
+        shards.thaw(1).unwrap();
+        world.wait_until_exported(PATIENCE);
+    }
+    world.assert_exactly_once(sent, some_are_bad);
+    assert_in_place(&world, &shards);
+    // What had not yet been read of the late attempts has been by now.
+    thread::sleep(Duration::from_secs(2));
+    world.assert_exactly_once(sent, some_are_bad);
+    assert!(exporter.stop().success());
+}
+
+#[test]
+#[ignore = "needs Kafka and the platform's ClickHouse; make test provides them"]
 fn a_block_that_was_begun_before_a_shard_was_added_is_settled_where_it_lies() {
     let shards = Shards::start(&[1, 1]).unwrap();
     let world = World::sharded("shardadded", 3, &shards);
