@@ -116,6 +116,14 @@ impl Check {
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Err(reason.into());
     }
 
+    /// Passes or fails.
+    pub fn set(&self, verdict: Verdict) {
+        match verdict {
+            Ok(()) => self.pass(),
+            Err(reason) => self.fail(reason),
+        }
+    }
+
     fn verdict(&self) -> Verdict {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::audit::account::Account;
 use crate::audit::journal::Sent;
 
 /// A pipeline with a transformation in which three events of one person have arrived.

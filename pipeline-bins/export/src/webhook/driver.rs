@@ -3,11 +3,14 @@
 //! Deliveries end in any order. What is committed is the offset below which all are resolved. A process that is lost
 //! repeats what lay above it, under the same ids.
 
+mod membership;
+mod telling;
+
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        Arc,
+        mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant},
 };
@@ -30,7 +33,7 @@ use rdkafka::{
     topic_partition_list::{Offset, TopicPartitionList},
 };
 use tokio::{runtime::Handle, sync::Semaphore, task::AbortHandle};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     deliver::{Delivery, DeliveryMetrics, Endpoint, Gate},
@@ -44,8 +47,7 @@ use crate::{
     metrics::SourceMetrics,
     permitted,
     source::{self, SourceConsumer, TopicNow},
-    stalls::{self, Progress},
-    takeover::{self, Beginning, Epoch, HoldReason, TakeOver},
+    takeover::{self, Epoch, HoldReason, TakeOver},
 };
 
 /// Bytes of events in memory.
@@ -403,148 +405,6 @@ impl Driver {
                     Some(format!("offset {mark} of partition {partition} was not committed: {error}"));
             }
         }
-    }
-
-    fn tell(&mut self) {
-        let name = std::ffi::CString::new(self.config.source.topic.as_str()).unwrap_or_default();
-        let mut all = Vec::with_capacity(self.partitions.len());
-        let mut held = 0;
-        for (&partition, assigned) in &mut self.partitions {
-            let fetched = self.consumer.known_watermarks(&name, partition).map(|(_, end)| end);
-            let end = fetched.max(self.ends.get(&partition).copied());
-            let mark = assigned.committed.max(assigned.water.mark());
-            let lag = end.map_or(0, |end| (end - mark).max(0));
-            if end.is_some() {
-                self.metrics.lag(partition, lag);
-            }
-            if lag == 0 {
-                assigned.last_progress = Instant::now();
-            }
-            held += i64::from(assigned.held.is_some());
-            all.push(Progress {
-                partition,
-                lag,
-                still_for: assigned.last_progress.elapsed(),
-                held: assigned.held.as_ref().map(ToString::to_string),
-                refused: None,
-                waits_for_something: !assigned.deliveries.is_empty() || assigned.paused,
-            });
-        }
-        self.metrics.held_partitions.set(held);
-        let trouble = self.delivery.last_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let trouble =
-            trouble.or_else(|| self.kafka_trouble.as_ref().map(|reason| format!("Kafka: {reason}")));
-        let stall = Duration::from_millis(self.config.admin.stall_after_ms);
-        let verdicts = stalls::verdicts(&all, stall, trouble.as_deref());
-        match verdicts.alive {
-            Ok(()) => self.alive.pass(),
-            Err(reason) => self.alive.fail(reason),
-        }
-        match verdicts.ready {
-            Ok(()) => self.progress.pass(),
-            Err(reason) => self.progress.fail(reason),
-        }
-    }
-
-    fn assign(&mut self, partitions: &[i32]) -> Result<(), ExportError> {
-        let taken = self.take_over.observe(
-            &self.consumer,
-            &self.config.source,
-            partitions,
-            &self.stop,
-            &self.heart,
-        )?;
-        // Partitions that are here already and count another topic are held.
-        self.compare_topic_id(&taken.topic_id);
-        let mut positions = Vec::with_capacity(partitions.len());
-        for assignment in taken.assignments {
-            let partition = assignment.partition;
-            let beginning = takeover::begin(&assignment);
-            let start = beginning.offset();
-            // A first position is written down, so that it is the same after a crash.
-            let committed = if matches!(beginning, Beginning::First(_)) { -1 } else { start };
-            let held = match beginning {
-                Beginning::Held { reason, .. } => Some(reason),
-                _ => None,
-            };
-            if let Some(reason) = &held {
-                error!(partition, %reason, "partition held");
-            }
-            positions.push((partition, held.is_none().then_some(start)));
-            let assigned = Assigned {
-                epoch: assignment.epoch,
-                origin: assignment.origin,
-                water: LowWater::new(start),
-                committed,
-                held,
-                paused: false,
-                deliveries: BTreeMap::new(),
-                last_progress: Instant::now(),
-            };
-            self.partitions.insert(partition, assigned);
-        }
-        takeover::assign(&self.consumer, &self.config.source.topic, &positions)?;
-        info!(?partitions, topic_id = taken.topic_id, "partitions assigned");
-        self.relieve();
-        self.commit_all();
-        self.tell();
-        Ok(())
-    }
-
-    fn revoke(&mut self, partitions: &[i32]) -> Result<(), ExportError> {
-        let lost = self.consumer.client().assignment_lost();
-        if !lost {
-            self.settle(partitions);
-        }
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for &partition in partitions {
-            list.add_partition(&self.config.source.topic, partition);
-            if let Some(assigned) = self.partitions.remove(&partition) {
-                for under_way in assigned.deliveries.values() {
-                    under_way.task.abort();
-                    self.held_bytes = self.held_bytes.saturating_sub(under_way.bytes);
-                }
-            }
-        }
-        self.metrics.forget(partitions);
-        self.consumer.client().incremental_unassign(&list).map_err(ExportError::Kafka)?;
-        info!(?partitions, lost, "partitions revoked");
-        Ok(())
-    }
-
-    /// Waits a little for deliveries under way, and commits how far it is.
-    fn settle(&mut self, partitions: &[i32]) {
-        let deadline = Instant::now() + PATIENCE;
-        let busy = |this: &Self| {
-            partitions.iter().any(|p| this.partitions.get(p).is_some_and(|a| !a.deliveries.is_empty()))
-        };
-        while busy(self) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.resolved.recv_timeout(left.min(Duration::from_millis(200))) {
-                Ok(resolved) => self.take(&resolved),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => break,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            self.heart.beat();
-        }
-        for &partition in partitions {
-            self.commit(partition);
-        }
-    }
-
-    fn leave(mut self) {
-        self.stopping = true;
-        self.progress.fail("stopping");
-        self.relieve();
-        let partitions: Vec<i32> = self.partitions.keys().copied().collect();
-        if !self.consumer.client().assignment_lost() {
-            self.settle(&partitions);
-        }
-        for assigned in self.partitions.values() {
-            assigned.deliveries.values().for_each(|under_way| under_way.task.abort());
-        }
-        info!("deliveries are settled; leaving the group");
     }
 
     fn partition_error(&mut self, partition: i32, code: RDKafkaErrorCode, reason: &str) {

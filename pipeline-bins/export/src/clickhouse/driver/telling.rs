@@ -43,14 +43,8 @@ impl Driver {
         self.metrics.held_partitions.set(held);
         let stall = Duration::from_millis(self.config.admin.stall_after_ms);
         let verdicts = stalls::verdicts(&all, stall, self.last_trouble.as_deref());
-        match verdicts.alive {
-            Ok(()) => self.alive.pass(),
-            Err(reason) => self.alive.fail(reason),
-        }
-        match verdicts.ready {
-            Ok(()) => self.progress.pass(),
-            Err(reason) => self.progress.fail(reason),
-        }
+        self.alive.set(verdicts.alive);
+        self.progress.set(verdicts.ready);
     }
 
     pub(super) fn watch_topic(&self) {
