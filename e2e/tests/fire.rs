@@ -38,22 +38,22 @@ async fn trouble(striker: &mut Striker<'_>, pace: &Pace) -> Result<()> {
     let of = |component| Target { component, pod: 0 };
 
     for component in Component::ALL {
-        told(striker.strike(Fault::Kill(of(component))).await?);
+        told(striker.surely(Fault::Kill(of(component))).await?);
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     striker.set_replicas(&Component::ALL, 4);
     striker.apply().await?;
     told("scale everything to 4".to_owned());
     striker.all_ready().await?;
-    told(striker.strike(Fault::Stop(Server::ClickHouse, 5)).await?);
+    told(striker.surely(Fault::Stop(Server::ClickHouse, 5)).await?);
     for component in Component::ALL {
-        told(striker.strike(Fault::Delete(of(component))).await?);
+        told(striker.surely(Fault::Delete(of(component))).await?);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     striker.set_replicas(&Component::ALL, 2);
     striker.apply().await?;
     told("scale everything to 2".to_owned());
-    told(striker.strike(Fault::Stop(Server::Kafka, 5)).await?);
+    told(striker.surely(Fault::Stop(Server::Kafka, 5)).await?);
     striker.all_ready().await?;
     // One pod of each that reads Kafka is cut off from it, all at once, for longer than its session.
     let readers = [Component::Consumer, Component::Transformation, Component::Export];
@@ -64,11 +64,11 @@ async fn trouble(striker: &mut Striker<'_>, pace: &Pace) -> Result<()> {
     striker.set_replicas(&Component::ALL, 3);
     striker.apply().await?;
     told("scale everything to 3".to_owned());
-    told(striker.strike(Fault::Grow).await?);
+    told(striker.surely(Fault::Grow).await?);
     striker.all_ready().await?;
-    told(striker.strike(Fault::Restart).await?);
+    told(striker.surely(Fault::Restart).await?);
     for component in Component::ALL {
-        told(striker.strike(Fault::Kill(of(component))).await?);
+        told(striker.surely(Fault::Kill(of(component))).await?);
     }
     striker.all_ready().await?;
     let frozen = readers.map(|component| Fault::Freeze(of(component), BEYOND_THE_SESSION));
@@ -76,8 +76,8 @@ async fn trouble(striker: &mut Striker<'_>, pace: &Pace) -> Result<()> {
         told(what);
     }
     for component in Component::ALL {
-        told(striker.strike(Fault::UseUpMemory(of(component))).await?);
-        told(striker.strike(Fault::Delete(Target { component, pod: 1 })).await?);
+        told(striker.surely(Fault::UseUpMemory(of(component))).await?);
+        told(striker.surely(Fault::Delete(Target { component, pod: 1 })).await?);
     }
     Ok(())
 }

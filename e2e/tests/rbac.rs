@@ -419,7 +419,7 @@ impl Round {
         let namespace = cluster.fresh_namespace("rbac").await?;
         let rules = missing.as_ref().map_or_else(|| rules.to_vec(), |right| without(rules, right));
         let operator = Operator::start(cluster, &namespace, &rules).await?;
-        let round = Self { cluster: cluster.clone(), namespace, operator, missing };
+        let mut round = Self { cluster: cluster.clone(), namespace, operator, missing };
         let end = round.play().await;
         let removed = round.remove().await;
         let end = end.with_context(|| match &round.missing {
@@ -429,7 +429,10 @@ impl Round {
         removed.map(|()| end)
     }
 
-    async fn remove(&self) -> Result<()> {
+    async fn remove(&mut self) -> Result<()> {
+        // What it would still do, it would do behind our back.
+        self.operator.process.kill()?;
+        self.operator.process.wait()?;
         // An operator that may not take its finalizer away cannot clean up.
         let pipelines = self.api::<IngestionPipeline>();
         if pipelines.get_opt(NAME).await?.is_some() {

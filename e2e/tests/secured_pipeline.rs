@@ -280,7 +280,7 @@ async fn passwords_are_renewed_under_load_without_a_restart() -> Result<()> {
 #[ignore = "needs the platform; make test starts it"]
 async fn certificates_are_renewed_under_load_and_a_wrong_one_stops_nothing() -> Result<()> {
     secured_by("secured-certificate", Proof::Certificate, 10_000, async |pipeline, identities, _, pace| {
-        let before = starts(pipeline).await?;
+        let (began, before) = (Timestamp::now(), starts(pipeline).await?);
         identities.give_strange_certificate(Identity::Data).await?;
         identities.give_strange_certificate(Identity::Admin).await?;
         let certificate = format!("key \"tls.crt\" of Secret \"{KAFKA_DATA}\"");
@@ -290,6 +290,8 @@ async fn certificates_are_renewed_under_load_and_a_wrong_one_stops_nothing() -> 
         let keys = format!("keys \"tls.crt\" and \"tls.key\" of Secret \"{KAFKA_ADMIN}\"");
         condition_says(pipeline, "KafkaReady", "ClientCertificateRefused", &[&keys]).await?;
         flows(pipeline, pace, "a certificate in the Secret that Kafka does not trust").await?;
+        // While there are pods that have met it: they are gone at the end.
+        secrecy::nothing_is_shown(pipeline, &identities.written(), began).await?;
 
         // Authorities that did not sign what the servers show.
         let (stranger, _) = pki::stranger("nobody")?;

@@ -160,14 +160,16 @@ async fn under_fire(
         run_id: pipeline.namespace.clone(),
     };
     let writer = Arc::new(Journal::create(journal)?);
-    let mut sending = tokio::spawn(load::campaign(campaign, writer, Arc::clone(&pace)));
+    // Ends with this function: nothing is sent any more while the state is looked at and everything is removed.
+    let mut sending = tokio::task::JoinSet::new();
+    sending.spawn(load::campaign(campaign, writer, Arc::clone(&pace)));
     let mut striker = Striker::new(pipeline, spec);
     let deaths = tokio::select! {
-        ended = &mut sending => ended??,
+        Some(ended) = sending.join_next() => ended??,
         struck = trouble(&mut striker, &pace) => {
             struck?;
             pace.release();
-            sending.await??
+            sending.join_next().await.context("the load has ended twice")???
         }
     };
     println!("{:5.1} s: {} events are acknowledged", began.elapsed().as_secs_f64(), pace.acknowledged());

@@ -1,6 +1,6 @@
 //! Does the harm that a plan says.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
@@ -23,6 +23,22 @@ pub struct Striker<'a> {
     pub grown: bool,
 }
 
+/// What became of a fault, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Struck {
+    /// It has struck.
+    Done(String),
+    /// What was to be struck was not there, because an earlier fault has just taken it away.
+    Missed(String),
+}
+
+impl fmt::Display for Struck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Done(what) | Self::Missed(what)) = self;
+        f.write_str(what)
+    }
+}
+
 impl<'a> Striker<'a> {
     /// Begins with this spec, which is applied already.
     pub fn new(pipeline: &'a TestPipeline, spec: Value) -> Self {
@@ -34,35 +50,36 @@ impl<'a> Striker<'a> {
         self.pipeline
     }
 
-    /// Does it, waits as long as it lasts, and says what was done. What was to be struck and was not there, because an
-    /// earlier fault has just taken it away, is no error.
+    /// Does it, waits as long as it lasts, and says what was done.
     ///
     /// # Errors
     /// A server does not come back, or the API server refuses a spec.
-    pub async fn strike(&mut self, fault: Fault) -> Result<String> {
+    pub async fn strike(&mut self, fault: Fault) -> Result<Struck> {
         match fault {
-            Fault::Stop(..) | Fault::KillServer(_) | Fault::FreezeServer(..) => self.server(fault).await,
+            Fault::Stop(..) | Fault::KillServer(_) | Fault::FreezeServer(..) => {
+                self.server(fault).await.map(Struck::Done)
+            }
             Fault::Scale(component, replicas) => {
                 self.set_replicas(&[component], replicas);
                 self.apply().await?;
-                Ok(fault.to_string())
+                Ok(Struck::Done(fault.to_string()))
             }
             Fault::Restart => {
                 self.restarts += 1;
                 self.spec["defaults"]["podAnnotations"] = json!({"test/restart": self.restarts.to_string()});
                 self.apply().await?;
-                Ok(fault.to_string())
+                Ok(Struck::Done(fault.to_string()))
             }
             Fault::Grow => {
                 let topics = &mut self.spec["kafka"]["topics"]["defaults"]["partitions"];
                 let partitions = topics.as_u64().context("the spec says how many partitions")?;
                 if partitions >= MOST_PARTITIONS {
-                    return Ok(format!("{fault}: there are {partitions} already"));
+                    return Ok(Struck::Missed(format!("{fault}: there are {partitions} already")));
                 }
                 *topics = json!(partitions + 1);
                 self.grown = true;
                 self.apply().await?;
-                Ok(format!("{fault}: {}", partitions + 1))
+                Ok(Struck::Done(format!("{fault}: {}", partitions + 1)))
             }
             Fault::Kill(target)
             | Fault::Delete(target)
@@ -70,13 +87,30 @@ impl<'a> Striker<'a> {
             | Fault::Freeze(target, _)
             | Fault::CutOff(target, ..) => {
                 let Some(pod) = self.pod(target).await? else {
-                    return Ok(format!("{fault}: there is no pod"));
+                    return Ok(Struck::Missed(format!("{fault}: there is no pod")));
                 };
                 let struck = self.pod_fault(fault, &pod).await;
                 Ok(match struck {
-                    Ok(()) => format!("{fault}: {pod}"),
-                    Err(error) => format!("{fault}: {pod} was not struck: {error:#}"),
+                    Ok(()) => Struck::Done(format!("{fault}: {pod}")),
+                    Err(error) => Struck::Missed(format!("{fault}: {pod} was not struck: {error:#}")),
                 })
+            }
+        }
+    }
+
+    /// Does it as soon as what is to be struck is there.
+    ///
+    /// # Errors
+    /// It is not there for a minute, or as [`Striker::strike`].
+    pub async fn surely(&mut self, fault: Fault) -> Result<String> {
+        let began = tokio::time::Instant::now();
+        loop {
+            match self.strike(fault).await? {
+                Struck::Done(what) => return Ok(what),
+                Struck::Missed(why) if began.elapsed() > Duration::from_secs(60) => {
+                    anyhow::bail!("{why}, and not for a minute before either")
+                }
+                Struck::Missed(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             }
         }
     }

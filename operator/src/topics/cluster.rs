@@ -55,8 +55,8 @@ pub struct Cluster {
     access: Access,
     gate: Semaphore,
     failure: Mutex<Option<(Instant, Failure)>>,
-    /// Since when nobody answers about some group.
-    groups_silent_since: Mutex<Option<Instant>>,
+    /// Groups that nobody answers about, and since when.
+    silent_groups: Mutex<HashMap<String, Instant>>,
     looking: Mutex<lag::Memory>,
 }
 
@@ -70,7 +70,7 @@ impl Clusters {
     pub fn get(&self, access: &Access) -> Result<Arc<Cluster>, String> {
         let mut clusters = lock(&self.clusters);
         let now = Instant::now();
-        let stuck = clusters.get(access).is_some_and(|(cluster, _)| is_stuck(cluster.silence_of_groups()));
+        let stuck = clusters.get(access).is_some_and(|(cluster, _)| is_stuck(cluster.longest_silence()));
         let mut unused: Vec<_> = Vec::new();
         if stuck && let Some((cluster, _)) = clusters.remove(access) {
             tracing::info!(
@@ -138,7 +138,7 @@ impl Cluster {
             access: access.clone(),
             gate: Semaphore::new(CONCURRENCY),
             failure: Mutex::new(None),
-            groups_silent_since: Mutex::new(None),
+            silent_groups: Mutex::default(),
             looking: Mutex::new(lag::Memory::default()),
         })
     }
@@ -186,14 +186,19 @@ impl Cluster {
         *lock(&self.consumer.context().seen)
     }
 
-    /// Keeps whether somebody answered about every group of a pipeline. Said only when the cluster itself has answered.
-    pub(super) fn note_groups(&self, answered: bool) {
-        let mut since = lock(&self.groups_silent_since);
-        *since = if answered { None } else { Some(since.unwrap_or_else(Instant::now)) };
+    /// Keeps whether somebody answered about a group. Said only when the cluster itself has answered. Each group has a
+    /// coordinator of its own, so that an answer about one says nothing about the others.
+    pub(super) fn note_group(&self, group: &str, answered: bool) {
+        let mut silent = lock(&self.silent_groups);
+        if answered {
+            silent.remove(group);
+        } else {
+            silent.entry(group.to_owned()).or_insert_with(Instant::now);
+        }
     }
 
-    fn silence_of_groups(&self) -> Option<Duration> {
-        lock(&self.groups_silent_since).map(|since| since.elapsed())
+    fn longest_silence(&self) -> Option<Duration> {
+        lock(&self.silent_groups).values().map(Instant::elapsed).max()
     }
 
     /// Why the cluster did not answer, if that was a moment ago.
@@ -272,15 +277,20 @@ mod tests {
         let clusters = Clusters::new();
         let access = Access::plaintext("127.0.0.1:1");
         let first = clusters.get(&access).unwrap();
-        first.note_groups(false);
-        let since = *lock(&first.groups_silent_since);
-        first.note_groups(false);
-        assert_eq!(*lock(&first.groups_silent_since), since, "the first silence counts");
+        first.note_group("a", false);
+        let since = lock(&first.silent_groups)["a"];
+        first.note_group("a", false);
+        first.note_group("b", false);
+        assert_eq!(lock(&first.silent_groups)["a"], since, "the first silence counts");
         assert!(Arc::ptr_eq(&first, &clusters.get(&access).unwrap()));
-        first.note_groups(true);
-        assert_eq!(first.silence_of_groups(), None);
+        first.note_group("a", true);
+        first.note_group("b", true);
+        assert_eq!(first.longest_silence(), None);
 
-        *lock(&first.groups_silent_since) = Instant::now().checked_sub(GROUPS_SILENT * 2);
+        // Another pipeline shares the client, and its group is answered about.
+        let long_ago = Instant::now().checked_sub(GROUPS_SILENT * 2).expect("the machine runs for longer");
+        lock(&first.silent_groups).insert("a".to_owned(), long_ago);
+        first.note_group("b", true);
         assert!(!Arc::ptr_eq(&first, &clusters.get(&access).unwrap()));
     }
 

@@ -82,14 +82,13 @@ fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Res
         .map_err(|error| (error, "DescribeConfigs"))?;
 
     // A client that may not fetch is told so once at most, and the age of what waits would just not be known.
-    let mut denied: Vec<Failure> = groups
+    let unreadable: BTreeSet<&str> = groups
         .iter()
         .map(|reading| reading.topic.as_str())
-        .collect::<BTreeSet<_>>()
-        .into_iter()
         .filter(|topic| described.get(*topic).is_some_and(|topic| topic.allowed.denies(Operation::Read)))
-        .map(|topic| cluster.access().may_not_read(topic))
         .collect();
+    let mut denied: Vec<Failure> =
+        unreadable.iter().map(|topic| cluster.access().may_not_read(topic)).collect();
     let topics: BTreeMap<String, ObservedTopic> = described
         .into_iter()
         .map(|(name, description)| {
@@ -98,7 +97,7 @@ fn ask(cluster: &Arc<Cluster>, names: &[String], groups: &[GroupReading]) -> Res
             (name, topic)
         })
         .collect();
-    let groups = lags(cluster, &topics, groups, deadline, &mut denied);
+    let groups = lags(cluster, &topics, groups, &unreadable, deadline, &mut denied);
     Ok(Observed { topics, groups, denied })
 }
 
@@ -121,23 +120,25 @@ fn observed_topic(
     }
 }
 
-/// The lag of every group. The committed offsets are read before the ends, as [`PartitionOffsets`] asks for.
+/// The lag of every group; without the age of what waits in topics that are `unreadable` to us. The committed offsets are read before the ends, as [`PartitionOffsets`] asks for.
 fn lags(
     cluster: &Arc<Cluster>,
     topics: &BTreeMap<String, ObservedTopic>,
     groups: &[GroupReading],
+    unreadable: &BTreeSet<&str>,
     deadline: Instant,
     denied: &mut Vec<Failure>,
 ) -> BTreeMap<String, GroupLag> {
     let client = cluster.client();
-    let mut silent = false;
     let committed: Vec<_> = groups
         .iter()
         .filter_map(|reading| {
             let partitions = partitions_of(&reading.topic, topics.get(&reading.topic)?.partitions);
             let answer = remaining(deadline).and_then(|timeout| {
-                admin::committed_offsets(client, &reading.group, &partitions, timeout).map_err(|error| {
-                    silent |= error.is_unreachable();
+                let answer = admin::committed_offsets(client, &reading.group, &partitions, timeout);
+                let silent = answer.as_ref().is_err_and(AdminError::is_unreachable);
+                cluster.note_group(&reading.group, !silent);
+                answer.map_err(|error| {
                     let why = cluster.access().failure(&error, "Describe", None);
                     if why.cause == Cause::NotAuthorized {
                         denied.push(why);
@@ -148,10 +149,6 @@ fn lags(
             Some((reading, answer))
         })
         .collect();
-
-    if !committed.is_empty() {
-        cluster.note_groups(!silent);
-    }
 
     let read: BTreeSet<&str> = committed.iter().map(|(reading, _)| reading.topic.as_str()).collect();
     let partitions: Vec<(&str, i32)> =
@@ -187,7 +184,11 @@ fn lags(
                         }
                     })
                     .collect();
-                let oldest = look(cluster, reading, topic, &partitions, looking_until);
+                let oldest = if unreadable.contains(reading.topic.as_str()) {
+                    BTreeMap::new()
+                } else {
+                    look(cluster, reading, topic, &partitions, looking_until)
+                };
                 lag::group_lag(
                     partitions.iter().map(|(partition, lag, _)| {
                         (lag, oldest.get(partition).copied().unwrap_or(Oldest::NotSeen))
