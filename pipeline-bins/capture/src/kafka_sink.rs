@@ -344,9 +344,22 @@ impl KafkaSink {
                 self.producer.store(Arc::new(fresh));
                 self.metrics.producers_replaced.inc();
             }
-            Err(error) => error!(%error, "no new producer can be made; the old one goes on"),
+            Err(error) => {
+                error!(%error, "no new producer can be made; the old one goes on, without what it has");
+            }
         }
-        purge(Arc::clone(old));
+        let old = Arc::clone(old);
+        let leaving = std::thread::Builder::new().name("given-up".to_owned()).spawn(move || {
+            purge(&old);
+            // Its end waits for its threads, and a request that still holds it must not.
+            let begun = Instant::now();
+            while Arc::strong_count(&old) > 1 && begun.elapsed() < LINGERING {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        if let Err(error) = leaving {
+            error!(%error, "no thread can be had; what waits for Kafka goes on waiting");
+        }
     }
 
     fn failed(&self, error: &KafkaError, producer: &Arc<CaptureProducer>) -> WriteError {
@@ -381,7 +394,8 @@ impl Sink for KafkaSink {
         fate.report(refused);
         if !self.is_current(&producer) {
             // It was given up meanwhile, and may have been purged before these messages came.
-            purge(Arc::clone(&producer));
+            let producer = Arc::clone(&producer);
+            tokio::task::spawn_blocking(move || purge(&producer));
         }
         let overdue = tokio::time::timeout_at(due.at, fate.settled.notified()).await.is_err();
         if overdue {
@@ -435,19 +449,10 @@ fn producer(
     Ok(producer)
 }
 
-/// Fails all messages of a producer: those that wait, and those on their way, whose answers nobody listens to any more. On a
-/// thread of its own, which waits for those of all brokers, and at last for their end.
-fn purge(producer: Arc<CaptureProducer>) {
-    let purging = std::thread::Builder::new().name("given-up".to_owned()).spawn(move || {
-        producer.purge(PurgeConfig::default().queue().inflight());
-        let begun = Instant::now();
-        while Arc::strong_count(&producer) > 1 && begun.elapsed() < LINGERING {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
-    if let Err(error) = purging {
-        error!(%error, "no thread can be had; what waits for Kafka goes on waiting");
-    }
+/// Fails all messages of a producer: those that wait, and those on their way, whose answers nobody listens to any more. Waits
+/// for the threads of its brokers to take note, which look a name up now and then: not for a thread that serves requests.
+fn purge(producer: &CaptureProducer) {
+    producer.purge(PurgeConfig::default().queue().inflight());
 }
 
 /// A short stable name of an error, for metrics.

@@ -32,7 +32,11 @@ use penstock_pipeline::{
     lifecycle::Shutdown,
 };
 use rdkafka::consumer::Consumer;
-use tokio::{runtime::Handle, sync::Semaphore, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::{AbortHandle, JoinSet},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -89,6 +93,8 @@ struct Assigned {
     dead_letters: usize,
     /// Memory of all dead letters that are not yet acknowledged, bytes.
     dead_letter_bytes: usize,
+    /// The writing of them; ends with the assignment.
+    putting_aside: JoinSet<()>,
     waiting: VecDeque<Waiting>,
     /// Complete blocks; the machine knows the first `known`.
     blocks: VecDeque<Arc<Block>>,

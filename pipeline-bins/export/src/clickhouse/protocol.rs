@@ -168,7 +168,7 @@ enum State {
 enum Retry {
     Plan(Plan),
     Advance(i64),
-    ReadBack { plan: Plan, next: Token },
+    ReadBack { plan: Plan, next: Token, before_first_insert: bool },
 }
 
 /// Which blocks are read back before their first insert.
@@ -351,7 +351,7 @@ impl Partition {
                 self.read_back(plan, next, false)
             }
             (State::Inserting { plan, token, .. }, Input::InsertUnclear) => {
-                self.pause(Retry::ReadBack { plan, next: token })
+                self.pause(Retry::ReadBack { plan, next: token, before_first_insert: false })
             }
 
             (
@@ -370,8 +370,8 @@ impl Partition {
                 }
                 self.insert(plan, content, next, false)
             }
-            (State::ReadingBack { plan, next, .. }, Input::ReadBackFailed) => {
-                self.pause(Retry::ReadBack { plan, next })
+            (State::ReadingBack { plan, next, before_first_insert }, Input::ReadBackFailed) => {
+                self.pause(Retry::ReadBack { plan, next, before_first_insert })
             }
 
             (State::Advancing { to }, Input::Committed) => {
@@ -385,7 +385,9 @@ impl Partition {
             (State::Pausing { then }, Input::Elapsed) => match then {
                 Retry::Plan(plan) => self.plan(plan),
                 Retry::Advance(to) => self.advance(to),
-                Retry::ReadBack { plan, next } => self.read_back(plan, next, false),
+                Retry::ReadBack { plan, next, before_first_insert } => {
+                    self.read_back(plan, next, before_first_insert)
+                }
             },
 
             _ => Action::Nothing,

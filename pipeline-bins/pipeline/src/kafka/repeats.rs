@@ -41,8 +41,11 @@ impl Repeats {
         }
         if self.said.len() >= MOST {
             self.said.retain(|_, said| now.saturating_duration_since(said.at) < INTERVAL);
-            if self.said.len() >= MOST {
-                self.said.clear();
+            if self.said.len() >= MOST
+                && let Some(oldest) =
+                    self.said.iter().min_by_key(|(_, said)| said.at).map(|(key, _)| key.clone())
+            {
+                self.said.remove(&oldest);
             }
         }
         self.said.insert(key, Said { at: now, left_out: 0 });
@@ -113,9 +116,11 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut repeats = Repeats::default();
         let now = Instant::now();
-        for broker in 0..10_000 {
-            repeats.say("FAIL", &format!("[thrd:k-{broker}]: gone"), now);
+        for broker in 0..1_000 {
+            let (line, at) = (format!("[thrd:k-{broker}]: gone"), now + Duration::from_millis(broker));
+            assert_eq!(repeats.say("FAIL", &line, at), Some(0));
+            assert_eq!(repeats.say("FAIL", &line, at), None, "the newest is remembered");
         }
-        assert!(repeats.said.len() <= MOST);
+        assert_eq!(repeats.said.len(), MOST);
     }
 }

@@ -1,6 +1,9 @@
 //! From messages to complete blocks, and to the machine.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, mpsc::Sender},
+    time::Instant,
+};
 
 use penstock_pipeline::{events::dead_letter::Reason, kafka::Message};
 
@@ -13,7 +16,7 @@ use crate::{
         steps::Moment,
         topology::Topology,
     },
-    dead_letters::DeadLetter,
+    dead_letters::{DeadLetter, DeadLetters},
     filter::Filter,
     takeover::Epoch,
 };
@@ -66,25 +69,18 @@ impl Driver {
         let epoch = assigned.machine.epoch();
         if let Some(letter) = letter {
             assigned.dead_letter_bytes += letter.held_bytes();
-            self.put_aside(letter, epoch);
+            self.metrics.dead_letter(letter.reason());
+            let (letters, answer) = (self.dead_letters.clone(), self.answer.clone());
+            assigned.putting_aside.spawn_on(put_aside(letter, epoch, letters, answer), &self.runtime);
         }
         if let Some(waiting) = block {
             self.sealed(message.partition, waiting);
         }
     }
 
-    fn put_aside(&self, letter: DeadLetter, epoch: Epoch) {
-        self.metrics.dead_letter(letter.reason());
-        let (letters, answer) = (self.dead_letters.clone(), self.answer.clone());
-        self.runtime.spawn(async move {
-            letters.put(&letter).await;
-            let (partition, offset, bytes) = (letter.partition(), letter.offset(), letter.held_bytes());
-            let _ = answer.send(Answer::DeadLetterKept { partition, epoch, offset, bytes });
-        });
-    }
-
     pub(super) fn dead_letter_kept(&mut self, partition: i32, epoch: Epoch, offset: i64, bytes: usize) {
         let Some(assigned) = self.current(partition, epoch) else { return };
+        while assigned.putting_aside.try_join_next().is_some() {}
         assigned.dead_letter_bytes = assigned.dead_letter_bytes.saturating_sub(bytes);
         match assigned.waiting.iter_mut().find(|waiting| offset < waiting.block.range.end()) {
             Some(waiting) => waiting.dead_letters = waiting.dead_letters.saturating_sub(1),
@@ -168,4 +164,13 @@ fn row_of(
         };
         (reason, error.to_string())
     })
+}
+
+/// Writes a dead letter until it is written. Given up with the partition: its next owner reads the message again, and writes
+/// the letter under the same key.
+async fn put_aside(letter: DeadLetter, epoch: Epoch, letters: DeadLetters, answer: Sender<Answer>) {
+    letters.put(&letter).await;
+    let (partition, offset, bytes) = (letter.partition(), letter.offset(), letter.held_bytes());
+    // Nobody listens any more when the process is about to end.
+    let _ = answer.send(Answer::DeadLetterKept { partition, epoch, offset, bytes });
 }

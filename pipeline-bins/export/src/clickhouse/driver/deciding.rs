@@ -68,6 +68,7 @@ impl Driver {
     /// Does what was decided, if this process may still speak for the group. Looked at before each deed: between two of them
     /// the process may have stood still, and a partition may have gone to another.
     pub(super) fn work_off(&mut self) {
+        let mut is_same_topic = false;
         while !self.outbox.is_empty() {
             let now = self.turn();
             if self.distrust_until.is_some_and(|until| now < until)
@@ -80,9 +81,13 @@ impl Driver {
                 matches!(action, Action::Commit { metadata: Metadata::Planned { .. }, .. })
             });
             // Looked at after the messages of a block were read and before it is planned: librdkafka goes on in a topic
-            // that was made anew, and its offsets would pass for those of the old one.
-            if plans && !self.is_same_topic(now) {
-                return;
+            // that was made anew, and its offsets would pass for those of the old one. No message is read in this loop, so that
+            // one look is for all.
+            if plans && !is_same_topic {
+                is_same_topic = self.is_same_topic();
+                if !is_same_topic {
+                    return;
+                }
             }
             let Some((partition, epoch, action)) = self.outbox.pop_front() else { return };
             let stands = self.partitions.get(&partition).is_some_and(|assigned| {
@@ -108,23 +113,22 @@ impl Driver {
 
     /// Whether the topic could be looked at. Partitions that count another one are held by that. If nobody answers, it is
     /// asked again later.
-    fn is_same_topic(&mut self, now: Instant) -> bool {
+    fn is_same_topic(&mut self) -> bool {
         let client = self.consumer.client().client();
         match topic_ids::topic_id(client, &self.config.source.topic, TOPIC_PATIENCE) {
             Ok(Some(id)) => {
                 self.compare_topic_id(&id.to_string());
                 true
             }
-            Ok(None) => self.ask_later(now, "the topic is not there"),
-            Err(error) => self.ask_later(now, &error.to_string()),
+            Ok(None) => self.ask_later("the topic is not there"),
+            Err(error) => self.ask_later(&error.to_string()),
         }
     }
 
-    fn ask_later(&mut self, now: Instant, trouble: &str) -> bool {
+    fn ask_later(&mut self, trouble: &str) -> bool {
         warn!(trouble, "cannot compare the topic's id; planning nothing meanwhile");
         self.last_trouble = Some(format!("Kafka: {trouble}"));
-        self.distrust_until = Some(now + Duration::from_secs(1));
-        self.last_turn = Instant::now();
+        self.distrust_until = Some(Instant::now() + Duration::from_secs(1));
         false
     }
 

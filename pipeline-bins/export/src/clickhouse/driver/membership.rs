@@ -7,6 +7,7 @@ use std::{
 };
 
 use rdkafka::{consumer::Consumer, error::RDKafkaErrorCode, topic_partition_list::TopicPartitionList};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{Assigned, Driver};
@@ -59,6 +60,7 @@ impl Driver {
                 collector: Collector::new(start, extent),
                 dead_letters: 0,
                 dead_letter_bytes: 0,
+                putting_aside: JoinSet::new(),
                 waiting: VecDeque::new(),
                 blocks: VecDeque::new(),
                 known: 0,

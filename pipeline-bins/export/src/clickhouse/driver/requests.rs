@@ -164,6 +164,9 @@ impl Driver {
                     assigned.refused = None;
                 }
                 let committed = assigned.machine.committed();
+                if lacking == 0 {
+                    self.last_trouble.take_if(|trouble| trouble.starts_with("ClickHouse"));
+                }
                 self.observer.at(Moment::ReadBack, partition, committed);
                 Input::ReadBack(Found { present: rows.saturating_sub(lacking), missing: lacking })
             }

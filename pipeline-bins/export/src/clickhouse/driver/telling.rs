@@ -37,7 +37,7 @@ impl Driver {
                     || assigned.dead_letters > 0
                     || !assigned.waiting.is_empty()
                     || assigned.paused
-                    || self.distrust_until.is_some(),
+                    || self.distrust_until.is_some_and(|until| Instant::now() < until),
             });
         }
         self.metrics.held_partitions.set(held);

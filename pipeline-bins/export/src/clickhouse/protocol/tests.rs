@@ -486,6 +486,25 @@ fn a_first_block_that_is_there_already_puts_the_whole_log_in_doubt() {
 }
 
 #[test]
+fn what_the_first_block_says_is_learnt_from_the_answer_that_comes_after_a_failure_too() {
+    let (mut partition, _) = Partition::assign(assignment(Some((10, settled()))), None);
+    walk(
+        &mut partition,
+        [
+            (sealed(10, 20), commit_plan(10, 20)),
+            (Input::Committed, read_back(10, 20)),
+            (Input::ReadBackFailed, Action::Pause { failures: 1 }),
+            (Input::Elapsed, read_back(10, 20)),
+            (found(3, 0), commit_end_in_doubt(20, 100)),
+            (Input::Committed, Action::Collect),
+        ],
+    );
+    // Nothing of this one is there, and those behind it are not trusted to be absent all the same.
+    walk(&mut partition, verified(20, 30, 100, 0));
+    walk(&mut partition, verified(30, 40, 100, 0));
+}
+
+#[test]
 fn a_first_block_that_is_absent_ends_the_doubt() {
     let mut partition = trusted();
     walk(

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{CALL, Driver, LOOK, LOOK_AT_TOPIC};
 use crate::kafka::{
+    admin::{self, Isolation, OffsetSpec},
     rights, topic_ids,
     transact::{
         Faults, Process,
@@ -18,6 +19,8 @@ use crate::kafka::{
     },
 };
 
+/// Longest wait for an answer about partitions that stand still. It holds up those that do not.
+const QUESTION: Duration = Duration::from_secs(1);
 /// Longest wait for an answer about rights. Nobody is kept from anything by not knowing it.
 const RIGHTS: Duration = Duration::from_secs(1);
 
@@ -181,22 +184,40 @@ impl<P: Process, F: Faults> Driver<'_, P, F> {
             let still = self.progress.still(partition, now).as_secs_f64();
             self.metrics.stalled_seconds.get_or_create(&by).set(still);
         }
-        for partition in self.progress.to_ask(now, after) {
-            let Some(position) = self.partitions.position(partition) else { continue };
-            let topic = &self.options.source.topic;
-            let answer = match self.consumer.client().fetch_watermarks(topic, partition, CALL) {
-                Ok((_, decided)) if decided > position => Answer::Owed,
-                Ok(_) => Answer::Else(
+        self.ask_about(&self.progress.to_ask(now, after));
+        let now = self.status.now();
+        let stalls = self.progress.stalls(now, after);
+        self.status.facts().stalls = stalls;
+    }
+
+    /// Asks the brokers, once for all of them, whether partitions that stand still have something to give.
+    fn ask_about(&mut self, partitions: &[i32]) {
+        let topic = self.options.source.topic.as_str();
+        let asked: Vec<(i32, i64)> = partitions
+            .iter()
+            .filter_map(|&partition| Some((partition, self.partitions.position(partition)?)))
+            .collect();
+        let list: Vec<(&str, i32)> = asked.iter().map(|(partition, _)| (topic, *partition)).collect();
+        let client = self.consumer.client().client();
+        let ends = admin::list_offsets(client, &list, OffsetSpec::Latest, Isolation::ReadCommitted, QUESTION);
+        let now = self.status.now();
+        for (partition, position) in asked {
+            let end = match &ends {
+                Ok(ends) => ends.get(&(topic.to_owned(), partition)).map(Result::as_ref),
+                Err(error) => Some(Err(error)),
+            };
+            let answer = match end {
+                Some(Ok(&decided)) if decided > position => Answer::Owed,
+                Some(Ok(_)) => Answer::Else(
                     "they belong to transactions that are not decided yet; look at what writes to the topic"
                         .to_owned(),
                 ),
-                Err(error) => Answer::Else(format!("Kafka does not tell about the partition: {error}")),
+                Some(Err(error)) => Answer::Else(format!("Kafka does not tell about the partition: {error}")),
+                None => Answer::Else("Kafka does not tell about the partition".to_owned()),
             };
             warn!(topic, partition, ?answer, "a partition stands still");
             self.progress.answered(partition, answer, now);
         }
-        let stalls = self.progress.stalls(now, after);
-        self.status.facts().stalls = stalls;
     }
 
     /// Holds all partitions when the topic is another one than before. True when it is there and the same.
